@@ -25,18 +25,18 @@ TensorClass = Literal["linear", "embedding", "lm_head", "norm", "bias", "other"]
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class BaseRef(_Strict):
+class BaseRef(_Strict, kw_only=True):
     """The one base that a delta may be applied to."""
 
     fingerprint: str  # deltaserve.delta.fingerprint
     architecture: str  # e.g. "LlamaForCausalLM"
 
 
-class TensorEntry(_Strict):
+class TensorEntry(_Strict, kw_only=True):
     """One tensor of the fine-tune and how it is coded.
 
     A codec other than `dense` codes Δ = W_f − W_b, where W_b is the base tensor named by `base`, zero-padded or cut to the
@@ -54,7 +54,7 @@ class TensorEntry(_Strict):
     sha256: str  # over the planes' bytes, planes in order of their names
 
 
-class FileEntry(_Strict):
+class FileEntry(_Strict, kw_only=True):
     """A file that belongs to the delta: the payload, tokenizer, chat template, generation config."""
 
     path: str
@@ -64,7 +64,7 @@ class FileEntry(_Strict):
     source: Literal["delta", "base"] = "delta"
 
 
-class ClassSize(_Strict):
+class ClassSize(_Strict, kw_only=True):
     """Sizes of all tensors of one class."""
 
     tensors: int
@@ -73,7 +73,7 @@ class ClassSize(_Strict):
     delta_bytes: int  # packed planes
 
 
-class Sizes(_Strict):
+class Sizes(_Strict, kw_only=True):
     """Sizes of the whole; ratios follow from these."""
 
     parameters: int
@@ -82,7 +82,7 @@ class Sizes(_Strict):
     by_class: dict[TensorClass, ClassSize]
 
 
-class Manifest(_Strict):
+class Manifest(_Strict, kw_only=True):
     """Everything about one revision; stored last, so that its presence publishes the revision."""
 
     format: str
