@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2, message
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 DOMAIN = "deltaserve.dev"
@@ -38,7 +39,7 @@ class DeltaServeError(Exception):
         """The text of the error."""
         return str(self.args[0])
 
-    def details(self) -> Sequence[message.Message]:
+    def details(self) -> Sequence[Message]:
         """google.rpc details besides ErrorInfo."""
         return ()
 
@@ -67,7 +68,7 @@ class InvalidArgumentError(DeltaServeError):
         super().__init__(message_text, **metadata)
         self.field = field
 
-    def details(self) -> Sequence[message.Message]:
+    def details(self) -> Sequence[Message]:
         """BadRequest with the offending field."""
         violation = error_details_pb2.BadRequest.FieldViolation(field=self.field, description=self.message)
         return (error_details_pb2.BadRequest(field_violations=[violation]),)
@@ -90,7 +91,7 @@ class NotFoundError(DeltaServeError):
         self.kind = kind
         self.name = name
 
-    def details(self) -> Sequence[message.Message]:
+    def details(self) -> Sequence[Message]:
         """ResourceInfo naming the missing thing."""
         return (
             error_details_pb2.ResourceInfo(resource_type=self.kind, resource_name=self.name, description=self.message),
@@ -142,7 +143,7 @@ class QuotaError(DeltaServeError):
         self.subject = subject
         self.retry_seconds = retry_seconds
 
-    def details(self) -> Sequence[message.Message]:
+    def details(self) -> Sequence[Message]:
         """QuotaFailure, and RetryInfo when waiting helps."""
         violation = error_details_pb2.QuotaFailure.Violation(subject=self.subject, description=self.message)
         failure = error_details_pb2.QuotaFailure(violations=[violation])
@@ -165,7 +166,7 @@ class UnavailableError(DeltaServeError):
         super().__init__(message_text, **metadata)
         self.retry_seconds = retry_seconds
 
-    def details(self) -> Sequence[message.Message]:
+    def details(self) -> Sequence[Message]:
         """RetryInfo."""
         return _retry_info(self.retry_seconds)
 
@@ -210,7 +211,7 @@ class StoreError(DeltaServeError):
     reason = "STORE"
 
 
-def _retry_info(seconds: float | None) -> tuple[message.Message, ...]:
+def _retry_info(seconds: float | None) -> tuple[Message, ...]:
     if seconds is None:
         return ()
     delay = duration_pb2.Duration()

@@ -14,7 +14,7 @@ _REVISION = re.compile(r"[1-9][0-9]{0,8}")
 
 @dataclass(frozen=True, slots=True)
 class RevisionName:
-    """A revision of a fine-tune: `<model>@<revision>` in requests, `models/<model>/revisions/<revision>` as resource."""
+    """A revision of a fine-tune: `<model>@<revision>` in requests and on the Session."""
 
     model: str
     revision: str
@@ -32,7 +32,7 @@ def check_name(name: str, field: str) -> str:
     """Returns `name` if it may name a model, alias, upload or job; raises InvalidArgumentError otherwise."""
     if not _NAME.fullmatch(name) or ".." in name:
         raise InvalidArgumentError(
-            f"{field} is {name[:80]!r}; expected 1 to 63 of a-z 0-9 . _ -, beginning with a letter or digit, without '..'",
+            f"{field} is {name[:80]!r}; expected 1 to 63 of a-z 0-9 . _ -, first a letter or digit, without '..'",
             field=field,
         )
     return name

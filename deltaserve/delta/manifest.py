@@ -29,14 +29,14 @@ class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class BaseRef(_Strict, kw_only=True):
+class BaseRef(_Strict, frozen=True, kw_only=True):
     """The one base that a delta may be applied to."""
 
     fingerprint: str  # deltaserve.delta.fingerprint
     architecture: str  # e.g. "LlamaForCausalLM"
 
 
-class TensorEntry(_Strict, kw_only=True):
+class TensorEntry(_Strict, frozen=True, kw_only=True):
     """One tensor of the fine-tune and how it is coded.
 
     A codec other than `dense` codes Δ = W_f − W_b, where W_b is the base tensor named by `base`, zero-padded or cut to the
@@ -54,7 +54,7 @@ class TensorEntry(_Strict, kw_only=True):
     sha256: str  # over the planes' bytes, planes in order of their names
 
 
-class FileEntry(_Strict, kw_only=True):
+class FileEntry(_Strict, frozen=True, kw_only=True):
     """A file that belongs to the delta: the payload, tokenizer, chat template, generation config."""
 
     path: str
@@ -64,7 +64,7 @@ class FileEntry(_Strict, kw_only=True):
     source: Literal["delta", "base"] = "delta"
 
 
-class ClassSize(_Strict, kw_only=True):
+class ClassSize(_Strict, frozen=True, kw_only=True):
     """Sizes of all tensors of one class."""
 
     tensors: int
@@ -73,7 +73,7 @@ class ClassSize(_Strict, kw_only=True):
     delta_bytes: int  # packed planes
 
 
-class Sizes(_Strict, kw_only=True):
+class Sizes(_Strict, frozen=True, kw_only=True):
     """Sizes of the whole; ratios follow from these."""
 
     parameters: int
@@ -82,7 +82,7 @@ class Sizes(_Strict, kw_only=True):
     by_class: dict[TensorClass, ClassSize]
 
 
-class Manifest(_Strict, kw_only=True):
+class Manifest(_Strict, frozen=True, kw_only=True):
     """Everything about one revision; stored last, so that its presence publishes the revision."""
 
     format: str

@@ -1,0 +1,63 @@
+"""Durable local files: temp file, fsync, rename or link, fsync the folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+
+def temp_beside(path: Path) -> Path:
+    """Returns an unused path in the folder of `path`, which is created; the name begins with `.tmp-`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.parent / f".tmp-{uuid.uuid4().hex}"
+
+
+def publish(temp: Path, path: Path) -> None:
+    """Makes the finished `temp` durable and renames it to `path`, replacing what was there."""
+    sync_file(temp)
+    temp.replace(path)
+    sync_folder(path.parent)
+
+
+def publish_new(temp: Path, path: Path) -> bool:
+    """Makes the finished `temp` durable and links it to `path`; False, and no change, if `path` exists."""
+    sync_file(temp)
+    try:
+        os.link(temp, path)
+    except FileExistsError:
+        return False
+    finally:
+        temp.unlink()
+    sync_folder(path.parent)
+    return True
+
+
+def write_new(path: Path, data: bytes) -> bool:
+    """Creates `path` with `data`, whole or not at all; False, and no change, if it exists."""
+    temp = temp_beside(path)
+    temp.write_bytes(data)
+    return publish_new(temp, path)
+
+
+def copy_new(source: Path, path: Path) -> bool:
+    """Copies `source` to `path`, whole or not at all; False, and no change, if `path` exists."""
+    temp = temp_beside(path)
+    shutil.copyfile(source, temp)
+    return publish_new(temp, path)
+
+
+def sync_file(path: Path) -> None:
+    """Flushes a file's bytes to the disk."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Flushes a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
