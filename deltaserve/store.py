@@ -142,7 +142,8 @@ class Store:
             found = await self._download(key, temp, size, progress)
             if found != (size, sha256):
                 raise DataLossError(
-                    f"object {key!r} {_described(found[0], size)} and sha256 {found[1]}; expected {size} bytes and {sha256}; "
+                    f"object {key!r} {_described(found[0], size)} with sha256 {found[1]}; "
+                    f"expected {size} bytes with sha256 {sha256}; "
                     "restore it or publish the revision again",
                     object=key,
                 )

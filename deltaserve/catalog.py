@@ -1,0 +1,169 @@
+"""What the store publishes: models, revisions, aliases and pins, read with a short-lived cache.
+
+Used by the router (to resolve names), the worker (manifests) and the compressor (settings). Free of torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from deltaserve.delta.manifest import MANIFEST_FILE, Manifest, parse_manifest
+from deltaserve.errors import NotFoundError
+from deltaserve.names import RevisionName, parse_model
+from deltaserve.store import Store, delta_key, setting_prefix
+
+ALIAS, PIN = "aliases", "pins"  # kinds of settings
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """A published model: its revisions (decimal strings in numeric order, at least one) and what points at it."""
+
+    name: str
+    revisions: tuple[str, ...]
+    manifest: Manifest  # of the newest revision
+    aliases: tuple[str, ...] = ()
+    pinned: bool = False
+
+    @property
+    def latest(self) -> RevisionName:
+        """The newest revision."""
+        return RevisionName(self.name, self.revisions[-1])
+
+
+@dataclass(slots=True)
+class _View:
+    """One reading of the store."""
+
+    revisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    pins: frozenset[str] = frozenset()
+
+
+class Catalog:
+    """A cached view of the store, at most `ttl` seconds old when a name resolves, fresh when one does not."""
+
+    def __init__(self, store: Store, ttl: float = 2.0) -> None:
+        self._store = store
+        self._ttl = ttl
+        self._view = _View()
+        self._read_at = float("-inf")
+        self._lock = asyncio.Lock()
+        self._manifests: dict[RevisionName, Manifest] = {}
+
+    async def refresh(self) -> None:
+        """Reads the store's listing now; callers at the same time share one reading."""
+        asked_at = time.monotonic()
+        async with self._lock:
+            if self._read_at >= asked_at:
+                return
+            started = time.monotonic()
+            self._view = await self._read()
+            self._read_at = started
+            known = {RevisionName(model, r) for model, rs in self._view.revisions.items() for r in rs}
+            self._manifests = {name: m for name, m in self._manifests.items() if name in known}
+
+    async def models(self) -> list[ModelRecord]:
+        """Returns all published models by name, at most `ttl` seconds old."""
+        await self._refresh_if_old()
+        view, records = self._view, []
+        for model, revisions in sorted(view.revisions.items()):
+            aliases = tuple(sorted(a for a, target in view.aliases.items() if target.partition("@")[0] == model))
+            try:
+                manifest = await self.manifest(RevisionName(model, revisions[-1]))
+            except NotFoundError:
+                continue  # deleted since the listing
+            records.append(ModelRecord(model, revisions, manifest, aliases, model in view.pins))
+        return records
+
+    async def resolve(self, text: str) -> RevisionName:
+        """Returns the revision that `<model>`, `<model>@<revision>` or an alias stands for.
+
+        Raises:
+            InvalidArgumentError: not a well-formed name.
+            NotFoundError: nothing of that name is published.
+        """
+        model, revision = parse_model(text)
+        await self._refresh_if_old()
+        found = self._lookup(model, revision)
+        if found is None:
+            await self.refresh()
+            found = self._lookup(model, revision)
+        if found is None:
+            known = sorted(self._view.revisions)
+            listed = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+            raise NotFoundError(f"model {text!r} is not published; published are: {listed or 'none'}",
+                                kind="model", name=text)  # fmt: skip
+        return found
+
+    async def manifest(self, name: RevisionName) -> Manifest:
+        """Returns a revision's manifest. Raises NotFoundError, FormatError."""
+        if name not in self._manifests:
+            try:
+                data = await self._store.get(delta_key(name, MANIFEST_FILE))
+            except NotFoundError as error:
+                raise NotFoundError(f"revision {name} is not published", kind="revision", name=str(name)) from error
+            self._manifests[name] = parse_manifest(data)
+        return self._manifests[name]
+
+    def _lookup(self, model: str, revision: str | None) -> RevisionName | None:
+        target = self._view.aliases.get(model)
+        if target is not None and model not in self._view.revisions:
+            model, aliased = parse_model(target)
+            revision = revision or aliased
+        revisions = self._view.revisions.get(model, ())
+        if revision is None:
+            return RevisionName(model, revisions[-1]) if revisions else None
+        return RevisionName(model, revision) if revision in revisions else None
+
+    async def _refresh_if_old(self) -> None:
+        if time.monotonic() - self._read_at > self._ttl:
+            await self.refresh()
+
+    async def _read(self) -> _View:
+        revisions: dict[str, list[str]] = {}
+        for found in await self._store.list("deltas/"):  # one listing, however many models there are
+            parts = found.key.split("/")
+            if len(parts) == 4 and parts[3] == MANIFEST_FILE and parts[2].isdecimal():
+                revisions.setdefault(parts[1], []).append(parts[2])
+        aliases = {name: value["target"] for name, value in (await _settings(self._store, ALIAS)).items()}
+        pins = frozenset(name for name, value in (await _settings(self._store, PIN)).items() if value["pinned"])
+        in_order = {model: tuple(sorted(numbers, key=int)) for model, numbers in revisions.items()}
+        return _View(in_order, {a: t for a, t in aliases.items() if t}, pins)
+
+
+async def published_revisions(store: Store, model: str) -> list[str]:
+    """Returns the revisions of a model whose manifest exists, in numeric order."""
+    suffix = f"/{MANIFEST_FILE}"
+    keys = [o.key for o in await store.list(f"deltas/{model}/") if o.key.endswith(suffix)]
+    numbers = [key.removesuffix(suffix).rsplit("/", 1)[-1] for key in keys]
+    return sorted((n for n in numbers if n.isdecimal()), key=int)
+
+
+async def read_setting(store: Store, kind: str, name: str) -> dict[str, Any] | None:
+    """Returns the present value of a setting, or None if it was never written."""
+    records = await store.list(setting_prefix(kind, name))
+    if not records:
+        return None
+    value: dict[str, Any] = json.loads(await store.get(records[-1].key))
+    return value
+
+
+async def write_setting(store: Store, kind: str, name: str, value: dict[str, Any]) -> None:
+    """Appends a new value of a setting; of two writers at once both succeed and the later number wins."""
+    data = json.dumps(value).encode()
+    records = await store.list(setting_prefix(kind, name))
+    number = int(records[-1].key.rsplit("/", 1)[-1].removesuffix(".json")) + 1 if records else 0
+    while not await store.put_new(f"{setting_prefix(kind, name)}{number:06d}.json", data):
+        number += 1
+
+
+async def _settings(store: Store, kind: str) -> dict[str, dict[str, Any]]:
+    newest: dict[str, str] = {}
+    for found in await store.list(f"settings/{kind}/"):  # by key, so the highest number of a name comes last
+        newest[found.key.split("/")[2]] = found.key
+    return {name: json.loads(await store.get(key)) for name, key in newest.items()}
