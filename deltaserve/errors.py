@@ -28,7 +28,7 @@ class DeltaServeError(Exception):
     """
 
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
-    reason: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "UNKNOWN"
 
     def __init__(self, message_text: str, **metadata: object) -> None:
         super().__init__(message_text)
@@ -56,6 +56,8 @@ class DeltaServeError(Exception):
 
 class InternalError(DeltaServeError):
     """A bug of ours; the message carries what is known."""
+
+    reason = "INTERNAL"
 
 
 class InvalidArgumentError(DeltaServeError):
