@@ -29,7 +29,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Add(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """One choice of a request. Output begins after prompt + resume."""
+    """One choice of a request. Output begins after prompt + resume.
+
+    Tokens of `resume` count as generated: for max_tokens, min_tokens, penalties and the positions of the seed.
+    """
 
     sequence: int  # unique while the engine lives
     revision: str  # "" for the base
@@ -98,7 +101,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True, array_like=True, omit_de
     """What a step made for one sequence."""
 
     sequence: int
-    tokens: list[int] = []
+    tokens: list[int] = []  # a matched stop token is the last of them
     logprobs: list[Logprobs] = []  # one a token when asked for
     finish: str = ""  # "", "stop", "length", "deadline" or "error"
     stop_token: int | None = None

@@ -1,0 +1,1 @@
+"""The engine process: everything with tensors, one step after the other."""

@@ -1,0 +1,24 @@
+"""Settings of the engine process, resolved by the front and handed over when it is spawned."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What an engine serves, and within which budgets. Bytes are bytes of device memory unless said otherwise."""
+
+    base_folder: str  # folder of the base checkpoint: config.json and safetensors
+    base_fingerprint: str = ""  # of deltaserve.delta.fingerprint; empty: computed at the start
+    device: str = "cpu"
+    dtype: str = "float32"  # float32, bfloat16 or float16
+    kv_bytes: int = 256 << 20
+    block_size: int = 16  # tokens in a KV block
+    delta_bytes: int = 1 << 30  # packed deltas, loading ones included
+    decoded_bytes: int = 1 << 30  # dense copies of hot deltas; 0 keeps all packed
+    max_running: int = 64  # sequences in a step
+    max_step_tokens: int = 512  # rows in a step, decode and prefill together
+    max_deltas: int = 16  # distinct deltas in a step
+    max_context: int = 0  # tokens, prompt and output together; 0: the base config's
+    max_wait_seconds: float = 2.0  # how long requests of resident deltas may pass one that waits for its turn
+    threads: int = 0  # of torch; 0: torch's own choice
