@@ -72,6 +72,8 @@ def _streaming(inner: Any, method: str) -> Callable[[Any, Context], AsyncIterato
 async def _abort(context: Context, error: Exception, method: str) -> None:
     if isinstance(error, grpc.aio.AbortError | asyncio.CancelledError):
         raise error
+    if isinstance(error, NotImplementedError):
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not implemented by this server")
     if not isinstance(error, DeltaServeError):
         log.error("%s failed", method, exc_info=error)
         error = InternalError(f"internal error in {method}: {type(error).__name__}: {error}")
