@@ -1,0 +1,134 @@
+"""Which worker serves a request: the one where its first token is expected soonest. Pure and deterministic.
+
+The score is the expected wait for a place in a step plus the expected time until the delta is in memory, in seconds.
+Requests of one cold model meet on one worker, and routers that know the same things choose the same, because ties are
+broken by a hash of (revision, worker) and never by order of arrival.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+
+class Tier(IntEnum):
+    """Where a delta is, as in inference.proto."""
+
+    NONE = 0
+    STORE = 1
+    DISK = 2
+    HOST = 3
+    DEVICE = 4
+    DECODED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCosts:
+    """What bringing a delta into a worker's memory is assumed to cost, by the tier it comes from.
+
+    Attributes:
+        seconds: fixed part.
+        bytes_per_second: the rest.
+    """
+
+    seconds: Mapping[Tier, float] = field(default_factory=lambda: {Tier.STORE: 0.1, Tier.DISK: 0.02, Tier.HOST: 0.005})
+    bytes_per_second: Mapping[Tier, float] = field(
+        default_factory=lambda: {Tier.STORE: 200e6, Tier.DISK: 1e9, Tier.HOST: 20e9}
+    )
+
+    def expected(self, tier: Tier, size: int) -> float:
+        """Seconds until a delta of `size` bytes is usable when it is in `tier` now."""
+        if tier >= Tier.DEVICE:
+            return 0.0
+        source = max(tier, Tier.STORE)
+        return self.seconds[source] + size / self.bytes_per_second[source]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """What a router knows about a worker.
+
+    Attributes:
+        name: the worker's own.
+        base_fingerprint: of the base it serves.
+        outstanding: requests it runs or holds waiting, from all routers.
+        max_running: most requests a step holds.
+        step_seconds: mean time of a step lately; 0 when unknown.
+        service_seconds: mean time a request occupies its place in a step.
+        delta_bytes_free: room for further deltas without evicting any.
+        tiers: revisions above the store.
+        expected: revisions that requests already sent there need, resident or not.
+    """
+
+    name: str
+    base_fingerprint: str
+    outstanding: int
+    max_running: int
+    step_seconds: float = 0.0
+    service_seconds: float = 1.0
+    delta_bytes_free: int = 0
+    tiers: Mapping[str, Tier] = field(default_factory=dict)
+    expected: Collection[str] = frozenset()
+
+
+_COSTS = LoadCosts()
+_EVICTION_SECONDS = 0.05  # what pushing another delta out is taken to cost whoever needs it next
+
+
+def has_room(worker: WorkerView, backlog: int) -> bool:
+    """Tells whether a worker takes another request: at most `backlog` more than one step of it holds."""
+    return worker.outstanding < worker.max_running + backlog
+
+
+def score(worker: WorkerView, revision: str, delta_bytes: int, costs: LoadCosts = _COSTS) -> float:
+    """Seconds until the first step of a new request can be expected on a worker.
+
+    Args:
+        worker: the candidate.
+        revision: `<model>@<revision>`, or empty for the base, which needs no delta.
+        delta_bytes: size of the packed delta.
+        costs: of loading.
+    """
+    return _wait(worker) + (_ready(worker, revision, delta_bytes, costs) if revision else 0.0)
+
+
+def choose(
+    workers: Iterable[WorkerView], revision: str, delta_bytes: int, backlog: int, costs: LoadCosts = _COSTS
+) -> WorkerView | None:
+    """Returns the worker with the lowest score among those with room, or None when none has any."""
+    open_ = [w for w in workers if has_room(w, backlog)]
+    if not open_:
+        return None
+
+    def key(worker: WorkerView) -> tuple[float, float, bytes]:
+        ready = _ready(worker, revision, delta_bytes, costs) if revision else 0.0
+        load = worker.outstanding / max(worker.max_running, 1)
+        # a cold model goes where its hash says, so that its deltas do not wander; a warm one spreads by load
+        return round(_wait(worker) + ready, 3), load if ready == 0.0 else 0.0, _affinity(revision, worker.name)
+
+    return min(open_, key=key)
+
+
+def _wait(worker: WorkerView) -> float:
+    slots = max(worker.max_running, 1)
+    fuller_steps = worker.step_seconds * worker.outstanding / slots
+    ahead = worker.outstanding - slots + 1
+    return fuller_steps + (ahead / slots * worker.service_seconds if ahead > 0 else 0.0)
+
+
+def _ready(worker: WorkerView, revision: str, delta_bytes: int, costs: LoadCosts) -> float:
+    tier = worker.tiers.get(revision, Tier.STORE)
+    seconds = costs.expected(tier, delta_bytes)
+    if seconds == 0.0:
+        return 0.0
+    if revision in worker.expected:
+        return seconds / 2  # under way since an unknown while
+    if worker.delta_bytes_free < delta_bytes:
+        seconds += _EVICTION_SECONDS
+    return seconds
+
+
+def _affinity(revision: str, worker: str) -> bytes:
+    return hashlib.blake2b(f"{revision}\0{worker}".encode(), digest_size=8).digest()

@@ -1,0 +1,38 @@
+"""Settings of the router."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltaserve.config import setting
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """Flags and variables of `python -m services.router`; times in seconds, sizes in bytes."""
+
+    store: str = setting(help="URI of the delta store: a folder, file://, s3://, gs:// or az://")
+    workers: tuple[str, ...] = setting((), help="workers, comma-separated: host:port or dns:///name:port")
+    compressor: str | None = setting(None, help="host:port of the compressor that ModelService calls are passed on to")
+    listen: str = setting("127.0.0.1:50051", help="host:port to serve on")
+    name: str = setting("router", help="name of this router in workers' logs")
+    catalog_seconds: float = setting(2.0, help="how old the view of the store may be")
+    resolve_seconds: float = setting(5.0, help="how often dns:/// names are resolved again")
+    max_queue: int = setting(1024, help="most requests that wait here for a worker")
+    worker_backlog: int = setting(32, help="requests sent to a worker beyond those that a step of it can hold")
+    no_worker_seconds: float = setting(15.0, help="how long a request waits while no worker at all is connected")
+    buffer_bytes: int = setting(1 << 20, help="unread bytes of a stream at which its request is paused")
+    slow_consumer_seconds: float = setting(30.0, help="how long a request stays paused before it is cancelled")
+    notice_seconds: float = setting(3.0, help="on shutdown: still admit for so long while NOT_SERVING spreads")
+    grace_seconds: float = setting(30.0, help="on shutdown: let running requests go on for so long")
+    otlp_endpoint: str | None = setting(None, help="host:port that takes traces over OTLP gRPC")
+    log_level: str = setting("info", help="debug, info, warning or error")
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for values that cannot work."""
+        for field in ("max_queue", "buffer_bytes"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; expected at least 1")
+        for field in ("catalog_seconds", "resolve_seconds", "worker_backlog", "slow_consumer_seconds"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} is {getattr(self, field)}; expected 0 or more")
