@@ -61,7 +61,11 @@ def _unary(inner: Any, method: str) -> Callable[[Any, Context], Awaitable[Any]]:
 def _streaming(inner: Any, method: str) -> Callable[[Any, Context], AsyncIterator[Any]]:
     async def call(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async for response in inner(request, context):
+            responses = inner(request, context)
+            if isinstance(responses, Awaitable):  # a handler that calls context.write itself
+                await responses
+                return
+            async for response in responses:
                 yield response
         except Exception as error:  # noqa: BLE001 - the outermost frame of a call
             await _abort(context, error, method)
