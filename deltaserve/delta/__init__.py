@@ -1,0 +1,1 @@
+"""The delta format: checkpoints, headers, codecs, calibration algebra, reader and writer."""

@@ -152,7 +152,9 @@ def _check(manifest: Manifest) -> None:
     for tensor in manifest.tensors:
         _check_sha256(tensor.sha256, tensor.name)
         if not tensor.shape or any(size <= 0 for size in tensor.shape):
-            raise FormatError(f"manifest: tensor {tensor.name!r} has shape {tensor.shape}; expected positive dimensions")
+            raise FormatError(
+                f"manifest: tensor {tensor.name!r} has shape {tensor.shape}; expected positive dimensions"
+            )
         if tensor.codec == "dense" and tensor.base is not None:
             raise FormatError(f"manifest: dense tensor {tensor.name!r} names a base tensor; expected none")
         if tensor.codec != "dense" and tensor.base is None:
