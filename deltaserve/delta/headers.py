@@ -17,6 +17,7 @@ from deltaserve.names import check_file_name
 
 MAX_HEADER_BYTES = 100 << 20
 MAX_INDEX_BYTES = 64 << 20
+MAX_DIMENSIONS = 8
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -118,7 +119,7 @@ def read_folder_headers(folder: Path) -> dict[str, TensorHeader]:
 
 
 def refuse_pickle(names: Iterable[str]) -> None:
-    """Raises InvalidArgumentError if a file name is one of a pickled (or other code-carrying or foreign) weight file."""
+    """Raises InvalidArgumentError if a file name is one of pickled (or otherwise foreign) weights."""
     for name in names:
         if name.lower().endswith(_PICKLE_SUFFIXES):
             raise InvalidArgumentError(
@@ -154,11 +155,11 @@ def _parse_json(data: bytes, owner: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in fields if names.count(name) > 1)
-        raise ValueError(f"key {repeated!r} appears twice")
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"key {name[:200]!r} appears twice")
+        fields[name] = value
     return fields
 
 
@@ -179,8 +180,8 @@ def _tensor(name: str, value: Any, start: int, path: Path) -> TensorHeader:
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise FormatError(f"{owner} has dtype {str(dtype)[:40]!r}; expected one of {sorted(DTYPE_BYTES)}")
-    if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
-        raise FormatError(f"{owner} has a shape or data_offsets that are not lists of whole numbers from 0")
+    if not _is_counts(shape, MAX_DIMENSIONS) or not _is_counts(offsets, 2) or len(offsets) != 2:
+        raise FormatError(f"{owner} has a shape or data_offsets that are not short lists of whole numbers from 0")
     begin, end = offsets
     expected = prod(shape) * DTYPE_BYTES[dtype]
     if end - begin != expected:
@@ -188,8 +189,10 @@ def _tensor(name: str, value: Any, start: int, path: Path) -> TensorHeader:
     return TensorHeader(name, dtype, tuple(shape), start + begin, start + end, path)
 
 
-def _is_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+def _is_counts(value: Any, most: int) -> bool:
+    if not isinstance(value, list) or len(value) > most:
+        return False
+    return all(type(item) is int and 0 <= item < 1 << 63 for item in value)
 
 
 def _check_layout(tensors: list[TensorHeader], start: int, size: int, path: Path) -> None:

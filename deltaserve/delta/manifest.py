@@ -39,8 +39,8 @@ class BaseRef(_Strict, frozen=True, kw_only=True):
 class TensorEntry(_Strict, frozen=True, kw_only=True):
     """One tensor of the fine-tune and how it is coded.
 
-    A codec other than `dense` codes Δ = W_f − W_b, where W_b is the base tensor named by `base`, zero-padded or cut to the
-    fine-tune's number of rows (resized vocabularies). `dense` holds W_f itself, and `base` is None.
+    A codec other than `dense` codes Δ = W_f − W_b, where W_b is the base tensor named by `base`, zero-padded or cut to
+    the fine-tune's number of rows (resized vocabularies). `dense` holds W_f itself, and `base` is None.
     """
 
     name: str  # as in the fine-tune's checkpoint
