@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaserve.delta.headers import TensorHeader, read_folder_headers
+from deltaserve.delta.headers import INDEX_FILE, SINGLE_FILE, TensorHeader, read_folder_headers
 from deltaserve.delta.manifest import MANIFEST_FILE, parse_manifest
 from deltaserve.errors import InvalidArgumentError
 from deltaserve.names import check_file_name
 from deltaserve.v1 import models_pb2 as pb
 
 _CONFIG = "config.json"
-_INDEX = "model.safetensors.index.json"
+
 # what travels with a checkpoint besides its weights, by the names that transformers gives
 _SIDE_FILES = (
     _CONFIG,
@@ -130,8 +130,8 @@ def _checkpoint_files(folder: Path) -> list[str]:
         raise InvalidArgumentError(
             f"{str(folder)!r} has neither {_CONFIG} (a checkpoint) nor {MANIFEST_FILE} (a packed delta)", field="folder"
         )
-    weights = {Path(header.file).name for header in read_folder_headers(folder).values()}
-    index = [_INDEX] if (folder / _INDEX).is_file() and "model.safetensors" not in weights else []
+    weights = {header.file.name for header in read_folder_headers(folder).values()}
+    index = [] if SINGLE_FILE in weights else [INDEX_FILE]
     return sorted(weights) + index + [name for name in _SIDE_FILES if (folder / name).is_file()]
 
 

@@ -14,7 +14,7 @@ import grpc
 
 from deltaserve.client.folder import LocalUpload
 from deltaserve.client.retry import Backoff, persistent
-from deltaserve.errors import DataLossError, DeltaServeError, FormatError, OffsetError, UnavailableError
+from deltaserve.errors import DataLossError, DeltaServeError, FormatError, UnavailableError
 from deltaserve.rpc.status import error_from_rpc
 from deltaserve.v1 import models_pb2 as pb
 from deltaserve.v1 import models_pb2_grpc as rpc
@@ -25,7 +25,17 @@ _MAX_CHUNK_BYTES = 2 << 20
 _CALL_BYTES = 64 << 20
 _CALL_SECONDS = 900.0
 _COMMIT_SECONDS = 3600.0  # every byte is read and hashed again
-_TRANSIENT = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+# StartUpload tells where to go on after any of these, and tells the reason if there is no going on. INTERNAL is among
+# them because grpc.aio reports it, instead of the server's status, when the server ends a call during a write.
+_RESUMABLE = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.DATA_LOSS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +92,7 @@ class _Sender:
             try:
                 received = await self._send_batch(received)
             except DeltaServeError as error:
-                # an offset or checksum that does not fit is put right by asking again where to go on
-                if error.code not in _TRANSIENT and not isinstance(error, OffsetError | DataLossError):
+                if error.code not in _RESUMABLE:
                     raise
                 await backoff.wait(error)
                 received = await self._start()
