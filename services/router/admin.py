@@ -1,0 +1,82 @@
+"""AdminService: translates calls, nothing more."""
+
+# ruff: noqa: N802, ARG002 - names and arguments are the proto's
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from deltaserve.errors import InvalidArgumentError, UnavailableError
+from deltaserve.v1 import admin_pb2 as pb
+from deltaserve.v1.admin_pb2_grpc import AdminServiceServicer
+from deltaserve.v1.inference_pb2 import TIER_DEVICE, TIER_STORE, Tier
+from services.router.fleet import Fleet
+from services.router.link import WorkerLink
+from services.router.targets import Targets
+
+if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
+    Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AdminServicer(AdminServiceServicer):
+    """See admin.proto."""
+
+    def __init__(self, targets: Targets, fleet: Fleet) -> None:
+        self._targets = targets
+        self._fleet = fleet
+
+    async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
+        """Lists the workers that discovery found."""
+        return pb.ListWorkersResponse(workers=[_worker(link) for link in self._fleet.links()])
+
+    async def DrainWorker(self, request: pb.DrainWorkerRequest, context: Context) -> pb.DrainWorkerResponse:
+        """Sets whether this router sends the worker new requests; other routers are told by their own callers."""
+        if not request.worker:
+            raise InvalidArgumentError("worker is empty; ListWorkers names them", field="worker")
+        for link in self._fleet.named(request.worker):
+            link.drain(not request.undo)
+        return pb.DrainWorkerResponse()
+
+    async def PlaceRevision(self, request: pb.PlaceRevisionRequest, context: Context) -> pb.PlaceRevisionResponse:
+        """Sends the order to the named worker, or to all of the right base."""
+        if request.tier not in {TIER_DEVICE, TIER_STORE}:
+            name = Tier.Name(request.tier) if request.tier in Tier.values() else request.tier
+            raise InvalidArgumentError(f"tier is {name}; expected TIER_DEVICE or TIER_STORE", field="tier")
+        target = await self._targets.resolve(request.model)
+        if not target.revision:
+            raise InvalidArgumentError(f"model {target.model!r} is the base, which is always in memory", field="model")
+        links = [
+            link
+            for link in self._fleet.named(request.worker)
+            if link.connected and link.welcome and link.welcome.base_fingerprint == target.base_fingerprint
+        ]
+        if not links:
+            raise UnavailableError(f"no connected worker {request.worker} serves the base of model {target.model}")
+        for link in links:
+            link.place(target.revision, request.tier)
+        return pb.PlaceRevisionResponse()
+
+
+def _worker(link: WorkerLink) -> pb.Worker:
+    report = link.report
+    state = pb.WORKER_STATE_CONNECTING
+    if link.connected:
+        state = pb.WORKER_STATE_SERVING if link.serving else pb.WORKER_STATE_DRAINING
+    worker = pb.Worker(
+        worker=link.name if link.welcome else "",
+        address=link.address,
+        state=state,
+        running=report.running,
+        waiting=report.waiting,
+        kv_blocks_total=report.kv_blocks_total,
+        kv_blocks_free=report.kv_blocks_free,
+        delta_bytes_budget=report.delta_bytes_budget,
+        delta_bytes_used=report.delta_bytes_used,
+        residency=report.residency,
+        base_fingerprint=link.welcome.base_fingerprint if link.welcome else "",
+    )
+    if report.HasField("step_time"):
+        worker.step_time.CopyFrom(report.step_time)
+    return worker

@@ -1,0 +1,140 @@
+"""The life of a generation at the router, from arrival to its last frame."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from opentelemetry.trace import SpanKind
+
+from deltaserve import telemetry
+from deltaserve.errors import AlreadyExistsError, DrainingError, InvalidArgumentError
+from deltaserve.v1.inference_pb2 import Accepted, GenerateRequest, GenerateResponse
+from services.router.dispatch import Dispatcher
+from services.router.flight import Flight, StreamLimits, Target
+from services.router.rates import RateBook
+from services.router.settings import RouterSettings
+from services.router.targets import Targets
+
+_RETRY_SECONDS = 2.0  # after which a client of a draining router finds another
+
+Write = Callable[[GenerateResponse], Awaitable[None]]
+
+
+class Generations:
+    """Runs generations and knows which are running."""
+
+    def __init__(self, settings: RouterSettings, targets: Targets, dispatcher: Dispatcher, rates: RateBook) -> None:
+        self._limits = StreamLimits(settings.buffer_bytes, settings.slow_consumer_seconds)
+        self._targets = targets
+        self._dispatcher = dispatcher
+        self._rates = rates
+        self._loop = asyncio.get_running_loop()
+        self._running: set[str] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._refusing = False
+
+    async def run(self, request: GenerateRequest, write: Write, remaining: float | None, parent: str | None) -> None:
+        """Runs a request until its stream ends; however that happens, its worker is told.
+
+        Args:
+            request: the client's request, given away to the router.
+            write: takes a frame, and returns when the connection took it.
+            remaining: seconds until the call's deadline; None: there is none.
+            parent: traceparent of the client.
+
+        Raises:
+            DeltaServeError: the status the stream ends with.
+        """
+        arrived = self._loop.time()
+        if self._refusing:
+            raise DrainingError("this router is shutting down; send the request again", retry_seconds=_RETRY_SECONDS)
+        check_request(request)
+        with self._claimed(request):
+            target = await self._targets.resolve(request.model)
+            operation = "chat" if request.HasField("chat") else "text_completion"
+            attributes = {
+                telemetry.OPERATION: operation,
+                telemetry.PROVIDER: "deltaserve",
+                telemetry.REQUEST_MODEL: request.model,
+                telemetry.RESPONSE_MODEL: target.model,
+                telemetry.RESPONSE_ID: request.client_request_id,
+                telemetry.REVISION: target.revision,
+            }
+            with telemetry.span(f"{operation} {request.model}", SpanKind.SERVER, parent, attributes) as span:
+                flight = Flight(
+                    id=request.client_request_id,
+                    target=target,
+                    request=request,
+                    seed=request.sampling.seed if request.sampling.HasField("seed") else secrets.randbits(48),
+                    limits=self._limits,
+                    arrived=arrived,
+                    deadline=None if remaining is None else arrived + remaining,
+                    span=span,
+                )
+                await self._fly(flight, write)
+
+    def refuse(self) -> None:
+        """From now on new requests are refused with DrainingError."""
+        self._refusing = True
+
+    async def idle(self) -> None:
+        """Waits until nothing runs."""
+        await self._idle.wait()
+
+    async def _fly(self, flight: Flight, write: Write) -> None:
+        model = flight.target.model
+        self._rates.arrived(model, self._loop.time())
+        flight.watch_queue_wait(self._loop)
+        flight.outlet.put([_accepted(flight.id, flight.target)])
+        try:
+            self._dispatcher.enter(flight)
+            await flight.outlet.drain_to(write)
+        finally:
+            flight.stop_clock()
+            self._dispatcher.leave(flight)
+            self._rates.ended(model)
+
+    @contextmanager
+    def _claimed(self, request: GenerateRequest) -> Iterator[None]:
+        """Holds the request's id, made up if the client chose none, against a second request with it."""
+        request_id = request.client_request_id = request.client_request_id or secrets.token_hex(16)
+        if request_id in self._running:
+            raise AlreadyExistsError(
+                f"a request with client_request_id {request_id!r} is running; wait for it or choose another id",
+                client_request_id=request_id,
+            )
+        self._running.add(request_id)
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._running.remove(request_id)
+            if not self._running:
+                self._idle.set()
+
+
+def check_request(request: GenerateRequest) -> None:
+    """Raises InvalidArgumentError for what can be judged without the model; the worker checks the rest."""
+    if not request.model:
+        raise InvalidArgumentError("model is empty; ListModels names what there is", field="model")
+    if request.WhichOneof("prompt") is None:
+        raise InvalidArgumentError("the request has no prompt; set one of text, token_ids, chat", field="prompt")
+    request_id = request.client_request_id
+    if len(request_id) > 128 or not request_id.isprintable():
+        raise InvalidArgumentError(
+            f"client_request_id has {len(request_id)} characters; expected at most 128, all printable",
+            field="client_request_id",
+        )
+    if request.HasField("max_queue_wait") and request.max_queue_wait.ToNanoseconds() < 0:
+        raise InvalidArgumentError(
+            f"max_queue_wait is {request.max_queue_wait.ToJsonString()}; expected 0s or more", field="max_queue_wait"
+        )
+
+
+def _accepted(request_id: str, target: Target) -> GenerateResponse:
+    revision = target.revision.partition("@")[2]
+    return GenerateResponse(accepted=Accepted(request_id=request_id, model=target.model, revision=revision))

@@ -1,0 +1,225 @@
+"""The link to one worker: keeps a Session open, carries flights over it, and knows how the worker is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Protocol
+
+import grpc
+
+from deltaserve import telemetry
+from deltaserve.errors import DeltaServeError, DrainingError, UnavailableError
+from deltaserve.rpc.channels import internal_channel
+from deltaserve.rpc.status import error_from_rpc, error_from_status
+from deltaserve.v1.inference_pb2 import Tier as TierValue
+from deltaserve.v1.inference_pb2 import TokenizeRequest, TokenizeResponse
+from deltaserve.v1.worker_pb2 import (
+    Abort,
+    Pause,
+    Place,
+    RequestOutput,
+    SessionRequest,
+    SessionResponse,
+    StateReport,
+    TokenizePromptRequest,
+    Welcome,
+)
+from deltaserve.v1.worker_pb2_grpc import WorkerServiceStub
+from services.router.flight import Flight
+from services.router.routing import Tier, WorkerView
+from services.router.session import Session, open_session
+
+log = logging.getLogger(__name__)
+
+_FIRST_BACKOFF, _LAST_BACKOFF = 0.1, 2.0  # seconds
+_SERVICE_WEIGHT = 0.1  # of one more request in the mean service time
+
+
+class LinkListener(Protocol):
+    """Who wants to know about links."""
+
+    def changed(self) -> None:
+        """A worker came, has more room, or knows more."""
+
+    def bounced(self, flights: list[Flight], worker: str, why: str) -> None:
+        """These flights are on no worker any more: it was lost, or refused them."""
+
+
+class WorkerLink:
+    """One worker's address, connected to for as long as `run` runs.
+
+    Attributes:
+        address: host:port.
+        welcome: what the worker said of itself last; None before the first Session.
+        report: how it was last; empty while there is no Session.
+        flights: what it works on for this router, by wire_id.
+        drained: whether an operator took it out of rotation.
+        pins: revisions it was told to keep in this Session.
+    """
+
+    def __init__(self, address: str, router: str, listener: LinkListener) -> None:
+        self.address = address
+        self.welcome: Welcome | None = None
+        self.report = StateReport()
+        self.flights: dict[str, Flight] = {}
+        self.drained = False
+        self.pins: set[str] = set()
+        self._router = router
+        self._listener = listener
+        self._session: Session | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._refuses = False
+        self._tiers: dict[str, Tier] = {}
+        self._service_seconds = 1.0
+
+    @property
+    def name(self) -> str:
+        """The worker's own name, or its address before it told one."""
+        return self.welcome.worker if self.welcome else self.address
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a Session."""
+        return self._session is not None
+
+    @property
+    def serving(self) -> bool:
+        """Whether it may be sent new requests."""
+        return self.connected and not (self.drained or self._refuses or self.report.draining)
+
+    async def run(self) -> None:
+        """Keeps a Session open until cancelled, with growing pauses between attempts that fail."""
+        backoff = _FIRST_BACKOFF
+        while True:
+            why = "the worker ended the session"
+            try:
+                async with internal_channel(self.address) as self._channel:
+                    await self._converse(self._channel)
+            except grpc.aio.AioRpcError as error:
+                why = error.details() or error.code().name
+            except DeltaServeError as error:
+                why = error.message
+            finally:
+                was_up = self._hang_up(why)
+            backoff = _FIRST_BACKOFF if was_up else min(backoff * 2, _LAST_BACKOFF)
+            log.log(logging.WARNING if was_up else logging.INFO, "no session with %s: %s", self.address, why)
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+
+    def submit(self, flight: Flight, now: float) -> None:
+        """Sends a flight to the worker."""
+        message = flight.submission(now)
+        flight.carrier = self
+        flight.span.add_event("submitted", {telemetry.WORKER: self.name, "attempt": flight.attempts})
+        flight.span.set_attribute(telemetry.WORKER, self.name)
+        self.flights[flight.wire_id] = flight
+        self._send(SessionRequest(submit=message))
+
+    def abort(self, flight: Flight) -> None:
+        """Takes a flight back, if the worker still has it."""
+        if self.flights.pop(flight.wire_id, None) is not None:
+            flight.carrier = None
+            self._send(SessionRequest(abort=Abort(request_id=flight.wire_id)))
+
+    def pause(self, flight: Flight, paused: bool) -> None:
+        """Holds a flight back, or lets it go on."""
+        if flight.wire_id in self.flights:
+            self._send(SessionRequest(pause=Pause(request_id=flight.wire_id, paused=paused)))
+
+    def drain(self, drained: bool) -> None:
+        """Takes the worker out of rotation, or back in."""
+        self.drained = drained
+        self._listener.changed()
+
+    def place(self, revision: str, tier: TierValue.ValueType, pinned: bool = False) -> None:
+        """Orders a delta in or out."""
+        self._send(SessionRequest(place=Place(revision=revision, tier=tier, pinned=pinned)))
+
+    async def tokenize(self, revision: str, request: TokenizeRequest, seconds: float) -> TokenizeResponse:
+        """Asks the worker to tokenize within `seconds`; raises what it raised, UnavailableError or DeadlineError."""
+        if self._channel is None or not self.connected:
+            raise UnavailableError(f"worker {self.name} is not connected")
+        stub = WorkerServiceStub(self._channel)
+        try:
+            answer = await stub.TokenizePrompt(
+                TokenizePromptRequest(revision=revision, request=request), timeout=seconds
+            )
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        return answer.response
+
+    def view(self) -> WorkerView:
+        """Returns what routing needs to know."""
+        welcome, report = self.welcome or Welcome(), self.report
+        return WorkerView(
+            name=self.name,
+            base_fingerprint=welcome.base_fingerprint,
+            # reports are up to a second old, and other routers' requests are only in them
+            outstanding=max(len(self.flights), report.running + report.waiting),
+            max_running=welcome.max_running,
+            step_seconds=report.step_time.ToNanoseconds() / 1e9,
+            service_seconds=self._service_seconds,
+            delta_bytes_free=max(0, report.delta_bytes_budget - report.delta_bytes_used),
+            tiers=self._tiers,
+            expected={f.target.revision for f in self.flights.values()},
+        )
+
+    async def _converse(self, channel: grpc.aio.Channel) -> None:
+        async with open_session(channel, self._router) as session:
+            self.welcome = session.welcome
+            self._session = session
+            log.info("session with worker %s at %s", self.name, self.address)
+            self._listener.changed()
+            await session.receive(self._receive)
+
+    def _receive(self, message: SessionResponse) -> None:
+        if message.HasField("outputs"):
+            now = asyncio.get_running_loop().time()
+            ended = [self._take(output, now) for output in message.outputs.outputs]
+            if any(ended):
+                self._listener.changed()
+        elif message.HasField("state"):
+            self.report = message.state
+            self._refuses = False
+            self._tiers = {r.revision: Tier(r.tier) for r in message.state.residency}
+            self._listener.changed()
+
+    def _take(self, output: RequestOutput, now: float) -> bool:
+        """Passes on what is new about a flight; returns whether it ended."""
+        flight = self.flights.get(output.request_id)
+        if flight is None:
+            return False  # aborted meanwhile
+        if flight.deliver(output.frames, now):
+            spent = now - (flight.prefilled or now)
+            self._service_seconds += _SERVICE_WEIGHT * (spent - self._service_seconds)
+        elif output.error_status:
+            self._fail(flight, error_from_status(output.error_status))
+        else:
+            return False
+        self.flights.pop(flight.wire_id, None)
+        return True
+
+    def _fail(self, flight: Flight, error: DeltaServeError) -> None:
+        flight.carrier = None
+        if isinstance(error, DrainingError) and not flight.started:
+            self._refuses = True
+            self.flights.pop(flight.wire_id, None)
+            self._listener.bounced([flight], self.name, error.message)
+        else:
+            flight.fail(error)
+
+    def _hang_up(self, why: str) -> bool:
+        """Forgets the Session; returns whether there was one."""
+        was_up, self._session, self._channel = self.connected, None, None
+        self.report, self._tiers, self._refuses, self.pins = StateReport(), {}, False, set()
+        lost, self.flights = list(self.flights.values()), {}
+        for flight in lost:
+            flight.carrier = None
+        if lost:
+            self._listener.bounced(lost, self.name, why)
+        return was_up
+
+    def _send(self, message: SessionRequest) -> None:
+        if self._session is not None:
+            self._session.send(message)

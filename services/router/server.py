@@ -1,0 +1,117 @@
+"""The router as a whole: puts its parts together, runs them, and shuts them down in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+from collections.abc import AsyncIterator
+
+import grpc
+
+from deltaserve.catalog import Catalog
+from deltaserve.rpc.servers import Host, serving
+from deltaserve.store import Store
+from deltaserve.v1 import admin_pb2, inference_pb2
+from deltaserve.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
+from deltaserve.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
+from deltaserve.v1.models_pb2 import GetRevisionResponse
+from services.router.admin import AdminServicer
+from services.router.discovery import Discovery
+from services.router.dispatch import Dispatcher
+from services.router.fleet import Fleet
+from services.router.generation import Generations
+from services.router.inference import InferenceServicer
+from services.router.passthrough import SERVICE, Passthrough
+from services.router.pins import keep_catalog
+from services.router.rates import RateBook
+from services.router.settings import RouterSettings
+from services.router.targets import Targets
+
+log = logging.getLogger(__name__)
+
+_NAMES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name,
+    SERVICE.full_name,
+)
+
+
+class Router:
+    """A router of its parts; `running` brings it up."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self.settings = settings
+        # requests resolve against what was read last: keep_catalog reads, and an unknown name reads again
+        self.catalog = Catalog(Store.open(settings.store), ttl=math.inf)
+        self.dispatcher = Dispatcher(settings)
+        self.fleet = self.dispatcher.fleet
+        self.rates = RateBook(asyncio.get_running_loop().time())
+        self.targets = Targets(self.catalog, self.fleet)
+        self.generations = Generations(settings, self.targets, self.dispatcher, self.rates)
+        self.models = Passthrough(settings.compressor, {"GetRevision": lambda data: with_residency(data, self.fleet)})
+        self._tasks: list[asyncio.Task[None]] = []
+        self.discovery = Discovery(settings.workers, settings.resolve_seconds)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Host]:
+        """Serves while the block runs; SERVING from the first moment, since requests may wait for workers."""
+        settings = self.settings
+        async with self.models, serving(settings.listen, self._register, _NAMES, grace_seconds=1.0) as host:
+            self._tasks = [
+                asyncio.create_task(self.fleet.follow(self.discovery.addresses())),
+                asyncio.create_task(self.dispatcher.run()),
+                asyncio.create_task(keep_catalog(self.catalog, self.fleet, settings.catalog_seconds)),
+            ]
+            await host.set_serving(True)
+            log.info("listening on port %d of %s", host.port, settings.listen)
+            try:
+                yield host
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def until(self, stop: asyncio.Event) -> None:
+        """Waits for `stop`; raises what a part of the router failed with, if one does."""
+        stopped = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait({stopped, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        for task in done:
+            task.result()
+
+    async def drain(self, host: Host) -> None:
+        """Winds down: NOT_SERVING, still admit while that spreads, refuse, and let running streams end."""
+        await host.set_serving(False)
+        log.info("draining: admitting for %g s more", self.settings.notice_seconds)
+        await asyncio.sleep(self.settings.notice_seconds)
+        self.generations.refuse()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.grace_seconds):
+                await self.generations.idle()
+
+    def _register(self, server: grpc.aio.Server) -> None:
+        inference = InferenceServicer(self.generations, self.targets, self.fleet, self.catalog, self.rates)
+        add_InferenceServiceServicer_to_server(inference, server)
+        add_AdminServiceServicer_to_server(AdminServicer(self.targets, self.fleet), server)
+        self.models.register(server)
+
+
+async def run(settings: RouterSettings, stop: asyncio.Event) -> None:
+    """Serves until `stop` is set, then drains."""
+    router = Router(settings)
+    async with router.running() as host:
+        await router.until(stop)
+        await router.drain(host)
+
+
+def with_residency(data: bytes, fleet: Fleet) -> bytes:
+    """Returns a serialised GetRevisionResponse with the residency that workers report added."""
+    response = GetRevisionResponse.FromString(data)
+    _, model, _, revision = response.revision.name.split("/")
+    wanted = f"{model}@{revision}"
+    response.revision.residency.extend(
+        r for link in fleet.links() for r in link.report.residency if r.revision == wanted
+    )
+    return response.SerializeToString()
