@@ -31,4 +31,4 @@ SAFETENSORS_DTYPES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
     """Returns the bytes of a contiguous CPU tensor, without a copy."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
