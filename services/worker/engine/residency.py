@@ -1,7 +1,8 @@
 """Which deltas are in memory (pure): two byte budgets, one for packed deltas and one for dense copies of hot ones.
 
-A delta goes through wanted → loading → resident, and may then be decoded. Callers do the transfers and report back; this
-module decides what is loaded, decoded and evicted. A claimed delta (one that sequences need) is never evicted.
+A delta goes through expected → wanted → loading → resident, and may then be decoded. Callers do the transfers and
+report back; this module decides what is loaded, decoded and evicted. A claimed delta (one that sequences need) is never
+evicted.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ class Entry:
     """One delta. Bytes are zero while they are not taken."""
 
     revision: str
-    size: int  # packed
-    decoded_size: int  # of the dense copy
-    pinned: bool = False
-    state: str = "wanted"  # wanted, loading, resident
+    pinned: bool
+    size: int = 0  # packed
+    decoded_size: int = 0  # of the dense copy
+    state: str = "expected"  # expected (its size is not known yet), wanted, loading, resident
     decode: str = ""  # "", loading, resident
     dropping: bool = False
     last_used: float = 0.0
@@ -28,8 +29,12 @@ class Entry:
     @property
     def bytes(self) -> int:
         """Bytes that the delta takes now."""
-        packed = self.size if self.state != "wanted" else 0
-        return packed + (self.decoded_size if self.decode else 0)
+        return (self.size if self.in_memory else 0) + (self.decoded_size if self.decode else 0)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the delta takes memory, complete or not."""
+        return self.state in ("loading", "resident")
 
 
 @dataclass(slots=True)
@@ -50,15 +55,22 @@ class Residency:
         self.decoded_budget = decoded_budget
         self.entries: dict[str, Entry] = {}  # in order of arrival
 
-    def want(self, revision: str, size: int, decoded_size: int, *, pinned: bool) -> None:
-        """Asks for a delta; raises QuotaError when it can never fit."""
+    def expect(self, revision: str, *, pinned: bool) -> Entry:
+        """Notes that a delta shall come, or stay, and whether it is pinned; returns its entry."""
+        entry = self.entries.setdefault(revision, Entry(revision, pinned))
+        entry.pinned, entry.dropping = pinned, False
+        return entry
+
+    def want(self, revision: str, size: int, decoded_size: int) -> None:
+        """Asks for the load of an expected delta; raises QuotaError when it can never fit."""
+        entry = self.entries[revision]
         pinned_bytes = sum(e.size for e in self.entries.values() if e.pinned)
         if size > self.budget - pinned_bytes:
             raise QuotaError(
                 f"delta {revision} takes {size} bytes; the budget is {self.budget}, of which {pinned_bytes} are pinned",
                 subject="delta_bytes",
             )
-        self.entries[revision] = Entry(revision, size, decoded_size, pinned)
+        entry.size, entry.decoded_size, entry.state = size, decoded_size, "wanted"
 
     def resident(self) -> set[str]:
         """Returns the deltas that can run."""
@@ -78,8 +90,9 @@ class Residency:
             if revision in self.entries:
                 self.entries[revision].last_used = now
         moves = Moves()
-        for entry in [e for e in self.entries.values() if e.dropping and e.revision not in claims]:
-            self._evict(entry, moves)
+        for entry in list(self.entries.values()):
+            if entry.dropping and (entry.state == "wanted" or self._is_idle(entry, claims)):
+                self._evict(entry, moves)
         self._begin_loads(moves, claims)
         self._begin_decode(moves, claims)
         return moves
@@ -99,50 +112,50 @@ class Residency:
     def _begin_loads(self, moves: Moves, claims: Collection[str]) -> None:
         wanted = [e for e in self.entries.values() if e.state == "wanted"]
         for entry in sorted(wanted, key=lambda e: e.revision not in claims):  # stable: then in order of arrival
-            used = sum(e.size for e in self.entries.values() if e.state != "wanted")
-            for victim in self._victims(used + entry.size - self.budget, claims):
-                self._evict(victim, moves)
-                used -= victim.size
-            if used + entry.size > self.budget:
+            excess = sum(e.size for e in self.entries.values() if e.in_memory) + entry.size - self.budget
+            idle = [e for e in self.entries.values() if self._is_idle(e, claims) and not e.pinned]
+            victims = _enough(idle, [e.size for e in idle], excess)
+            if victims is None:
                 return
+            for victim in victims:
+                self._evict(victim, moves)
             entry.state = "loading"
             moves.load.append(entry.revision)
 
-    def _victims(self, excess: int, claims: Collection[str]) -> list[Entry]:
-        """Returns the least recently used deltas that free `excess` bytes, none when they cannot."""
-        idle = [e for e in self.entries.values() if self._is_idle(e, claims)]
-        victims: list[Entry] = []
-        for entry in sorted(idle, key=lambda e: e.last_used):
-            if excess <= 0:
-                break
-            victims.append(entry)
-            excess -= entry.size
-        return victims if excess <= 0 else []
+    def _begin_decode(self, moves: Moves, claims: Collection[str]) -> None:
+        """Begins at most one dense copy: of a claimed delta before others, the most recently used first."""
+        if any(e.decode == "loading" for e in self.entries.values()):
+            return
+        packed = [e for e in self.entries.values() if e.state == "resident" and not e.decode]
+        for entry in sorted(packed, key=lambda e: (e.revision in claims, e.last_used), reverse=True):
+            excess = sum(e.decoded_size for e in self.entries.values() if e.decode) + entry.decoded_size
+            excess -= self.decoded_budget
+            idle = [e for e in self.entries.values() if e.decode and self._is_idle(e, claims)]
+            idle = idle if entry.revision in claims else []
+            copies = _enough(idle, [e.decoded_size for e in idle], excess)
+            if copies is None:
+                continue
+            for copy in copies:
+                copy.decode = ""
+                moves.forget_decoded.append(copy.revision)
+            entry.decode = "loading"
+            moves.decode.append(entry.revision)
+            return
 
     def _is_idle(self, entry: Entry, claims: Collection[str]) -> bool:
-        return entry.state == "resident" and not entry.pinned and entry.revision not in claims
+        return entry.state == "resident" and entry.decode != "loading" and entry.revision not in claims
 
     def _evict(self, entry: Entry, moves: Moves) -> None:
-        if entry.state == "loading" or entry.decode == "loading":
-            return  # once it has arrived
         del self.entries[entry.revision]
         moves.evict.append(entry.revision)
 
-    def _begin_decode(self, moves: Moves, claims: Collection[str]) -> None:
-        """Begins at most one dense copy: of the most recently used delta that has none and fits."""
-        if any(e.decode == "loading" for e in self.entries.values()):
-            return
-        packed = [e for e in self.entries.values() if e.state == "resident" and not e.decode and e.revision in claims]
-        for entry in sorted(packed, key=lambda e: e.last_used, reverse=True):
-            copies = [e for e in self.entries.values() if e.decode]
-            excess = sum(e.decoded_size for e in copies) + entry.decoded_size - self.decoded_budget
-            for copy in sorted((e for e in copies if e.revision not in claims), key=lambda e: e.last_used):
-                if excess <= 0:
-                    break
-                copy.decode = ""
-                moves.forget_decoded.append(copy.revision)
-                excess -= copy.decoded_size
-            if excess <= 0:
-                entry.decode = "loading"
-                moves.decode.append(entry.revision)
-                return
+
+def _enough(candidates: list[Entry], sizes: list[int], excess: int) -> list[Entry] | None:
+    """Returns the least recently used candidates that free `excess` bytes, None when all of them do not."""
+    chosen: list[Entry] = []
+    for entry, size in sorted(zip(candidates, sizes, strict=True), key=lambda pair: pair[0].last_used):
+        if excess <= 0:
+            break
+        chosen.append(entry)
+        excess -= size
+    return chosen if excess <= 0 else None

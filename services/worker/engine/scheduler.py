@@ -3,8 +3,8 @@
 Rules, in order:
 - A step has at most `step_tokens` rows of at most `running` sequences over at most `deltas` distinct deltas.
 - Running sequences go first: one row for each that decodes, then chunks of prompts, by rank (priority, then arrival).
-- Waiting sequences are admitted by rank when their delta is in memory and their whole prompt fits the free blocks. Those
-  whose delta is away are passed by; those that lack blocks are not, so that long prompts get in.
+- Waiting sequences are admitted by rank when their delta is in memory and their whole prompt fits the free blocks.
+  Those whose delta is away are passed by; those that lack blocks are not, so that long prompts get in.
 - When a running sequence needs a block and none is free, blocks of sequences that do not run are taken first, then the
   running one of the last rank is preempted; both compute their tokens again later.
 - A sequence passed by for longer than `wait_seconds` makes others give way (`turns`): they stop but keep their blocks.
@@ -40,20 +40,23 @@ class Chunk:
     sequence: Sequence
     start: int
     length: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the next token is sampled after this chunk."""
-        return self.start + self.length == len(self.sequence.tokens)
+    samples: bool  # whether the next token is sampled after this chunk
 
 
 @dataclass(slots=True)
 class Plan:
-    """One step: what to compute, and which sequences passed their deadline."""
+    """One step: what to compute, which sequences begin with it, and which have passed their deadline."""
 
     chunks: list[Chunk] = field(default_factory=list)
+    started: list[Sequence] = field(default_factory=list)
     expired: list[Sequence] = field(default_factory=list)
     preempted: int = 0
+
+    def compute(self, sequence: Sequence, rows: int) -> int:
+        """Adds a chunk of at most `rows` tokens; returns its length."""
+        length = min(sequence.todo, rows)
+        self.chunks.append(Chunk(sequence, sequence.computed, length, length == sequence.todo))
+        return length
 
 
 class Scheduler:
@@ -130,6 +133,7 @@ class Scheduler:
         sequence.computed = chunk.start + chunk.length
         if token is not None:
             sequence.tokens.append(token)
+            self.turns.generated(sequence.revision)
 
     def claims(self) -> set[str]:
         """Returns the deltas that sequences run or wait for, those that gave way left out: they must stay in memory."""
@@ -199,12 +203,9 @@ class Scheduler:
         """Plans the running sequences; returns how many rows are left."""
         rows = self.limits.step_tokens
         for sequence in sorted(self.running, key=lambda s: (s.todo > 1, s.rank)):
-            length = min(sequence.todo, rows)
-            if not sequence.blocks or length == 0:  # preempted a moment ago, or the step is full
-                continue
-            if self._grow(plan, sequence, now):
-                plan.chunks.append(Chunk(sequence, sequence.computed, length))
-                rows -= length
+            preempted = not sequence.blocks  # a moment ago
+            if rows and not preempted and self._grow(plan, sequence, now):
+                rows -= plan.compute(sequence, rows)
         return rows
 
     def _grow(self, plan: Plan, sequence: Sequence, now: float) -> bool:
@@ -232,10 +233,8 @@ class Scheduler:
                 continue
             if not self._make_room(sequence, resident):
                 return
-            self._run(sequence, now)
-            length = min(sequence.todo, rows)
-            plan.chunks.append(Chunk(sequence, sequence.computed, length))
-            rows -= length
+            self._run(plan, sequence, now)
+            rows -= plan.compute(sequence, rows)
 
     def _make_room(self, sequence: Sequence, resident: Collection[str]) -> bool:
         """Gives a waiting sequence blocks for all its tokens if that leaves one for every running sequence."""
@@ -256,11 +255,13 @@ class Scheduler:
         away = holder.revision in self.turns.yielded or (holder.revision and holder.revision not in resident)
         return bool(holder.rank > sequence.rank or holder.paused or away)
 
-    def _run(self, sequence: Sequence, now: float) -> None:
+    def _run(self, plan: Plan, sequence: Sequence, now: float) -> None:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self.turns.started(sequence, now)
-        sequence.started = True
+        if not sequence.started:
+            sequence.started = True
+            plan.started.append(sequence)
 
     def _suspend(self, sequence: Sequence, now: float) -> None:
         self._leave(sequence)

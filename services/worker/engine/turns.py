@@ -1,8 +1,9 @@
 """Who runs which delta, and who has to give way to a delta that waits too long (pure).
 
 Requests of deltas that are in memory and running pass those of other deltas (skip-the-line). A delta that has waited
-longer than `wait` gets the turn of the delta that has had its own for longest, but at least for `wait`. So with D
-deltas waiting for N turns nobody waits longer than about wait × (1 + ⌈D / N⌉), and every turn is worth its switch.
+longer than `wait` gets the turn of the delta that has had its own for longest, but at least for `wait` and for one
+token: turns too short to recompute a preempted prompt would go round for ever. So with D deltas waiting for N turns
+nobody waits longer than about wait × (1 + ⌈D / N⌉), and every turn is worth its switch.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Turns:
         self._wait = wait
         self._running: Counter[str] = Counter()
         self._since: dict[str, float] = {}
+        self._fruitful: set[str] = set()  # deltas that have generated a token in this turn
         self.yielded: set[str] = set()
         self.favoured: Sequence | None = None
 
@@ -56,6 +58,12 @@ class Turns:
         self._running[sequence.revision] -= 1
         if not self._running[sequence.revision]:
             del self._running[sequence.revision], self._since[sequence.revision]
+            self._fruitful.discard(sequence.revision)
+
+    def generated(self, revision: str) -> None:
+        """Notes that a sequence of the delta got a token."""
+        if revision in self._since:
+            self._fruitful.add(revision)
 
     def end_favour(self) -> None:
         """Lets everyone run again."""
@@ -76,13 +84,18 @@ class Turns:
         Candidates without a turn (only their memory is wanted) give way as if their turn had just become long enough.
         Returns the delta that gives way, None when every turn is still too short.
         """
-        others = [r for r in candidates if r != sequence.revision and r not in self.yielded]
+        others = [r for r in candidates if r != sequence.revision and r not in self.yielded and self._may_end(r, now)]
         longest = min(others, key=lambda r: (self._since.get(r, now - self._wait), r), default=None)
-        if longest is None or now - self._since.get(longest, now - self._wait) < self._wait:
+        if longest is None:
             return None
         self.favoured = sequence
         self.yielded.add(longest)
         return longest
+
+    def _may_end(self, revision: str, now: float) -> bool:
+        """Whether a turn was long enough."""
+        since = self._since.get(revision)
+        return since is None or (now - since >= self._wait and revision in self._fruitful)
 
     @property
     def active(self) -> Collection[str]:

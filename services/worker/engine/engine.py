@@ -1,0 +1,160 @@
+"""The engine: takes messages between steps, and makes steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from services.worker.engine import sampler
+from services.worker.engine.attention import Attention
+from services.worker.engine.batch import Batch, build_batch
+from services.worker.engine.delta_cache import DeltaCache
+from services.worker.engine.model import LlamaModel, vocab_of
+from services.worker.engine.outputs import ended, output_of
+from services.worker.engine.scheduler import Plan, Scheduler
+from services.worker.engine.sequence import sequence_of
+from services.worker.engine.stats import StatsReporter
+from services.worker.messages import Abort, Add, Drop, FromEngine, Load, Output, Pause, Step, ToEngine
+
+
+class Engine:
+    """All sequences and deltas of one base. Everything but the loader happens on one thread.
+
+    Attributes:
+        context: most tokens a sequence may have, prompt and output together.
+    """
+
+    def __init__(
+        self,
+        model: LlamaModel,
+        attention: Attention,
+        scheduler: Scheduler,
+        deltas: DeltaCache,
+        send: Callable[[FromEngine], None],
+    ) -> None:
+        self.context = min(model.config.context, scheduler.blocks.capacity)
+        self._model = model
+        self._attention = attention
+        self._scheduler = scheduler
+        self._deltas = deltas
+        self._send = send
+        self._device = model.weights.embedding.device
+        self._arrivals = 0
+        self._outputs: list[Output] = []
+        self._stats = StatsReporter(scheduler, deltas, send)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing can happen before the next message or event of the loader."""
+        return self._scheduler.idle
+
+    def handle(self, message: ToEngine, now: float) -> None:
+        """Takes one message; it has effect on the next step."""
+        match message:
+            case Add():
+                self._add(message, now)
+            case Abort(sequence_id):
+                if sequence := self._scheduler.get(sequence_id):
+                    self._scheduler.remove(sequence)
+            case Pause(sequence_id, paused):
+                if sequence := self._scheduler.get(sequence_id):
+                    self._scheduler.pause(sequence, paused, now)
+            case Load():
+                self._deltas.load(message)
+            case Drop(revision):
+                self._deltas.drop(revision)
+
+    @torch.inference_mode()
+    def step(self, now: float) -> bool:
+        """Makes one step; returns False when there was nothing to compute. `now` is the clock of deadlines, seconds."""
+        plan = self._schedule(now)
+        if plan.chunks:
+            batch = self._prepare(plan)
+            logits = self._forward(batch)
+            choices = self._sample(logits, batch)
+            self._collect(plan, batch, choices)
+        self._publish()
+        self._stats.step(now, computed=bool(plan.chunks))
+        return bool(plan.chunks)
+
+    def warm_up(self) -> None:
+        """Runs one sequence of the base through, so that the first request finds everything initialised."""
+        outputs: list[FromEngine] = []
+        send, self._send = self._send, outputs.append
+        self.handle(Add(sequence=-1, revision="", prompt=[0, 0], sampling=sampler.Sampling(max_tokens=2)), 0.0)
+        while not self.idle:
+            self.step(0.0)
+        self._send = send
+
+    def _schedule(self, now: float) -> Plan:
+        for revision, reason in self._deltas.update(self._scheduler.claims(), now):
+            for sequence in self._scheduler.of_revision(revision):
+                self._fail(sequence.id, reason)
+        plan = self._scheduler.schedule(now, self._deltas.weights.keys(), self._deltas.residency.blocked())
+        self._outputs += [Output(sequence=s.id, finish="deadline") for s in plan.expired]
+        for sequence in plan.started:
+            self._check_tokens(plan, sequence.id, sequence.tokens, sequence.revision)
+        return plan
+
+    def _prepare(self, plan: Plan) -> Batch:
+        return build_batch(plan.chunks, self._deltas.weights, self._scheduler.blocks.block_size, self._device)
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        return self._model.forward(batch, self._attention)
+
+    def _sample(self, logits: torch.Tensor, batch: Batch) -> list[sampler.Choice]:
+        return sampler.sample(logits, [chunk.sequence for chunk in batch.sampling_chunks])
+
+    def _collect(self, plan: Plan, batch: Batch, choices: Sequence[sampler.Choice]) -> None:
+        """Moves sequences on and notes what came out."""
+        news = set(plan.started)
+        chosen = iter(choices)
+        for chunk in batch.chunks:
+            sequence = chunk.sequence
+            began = sequence in news
+            if not chunk.samples:
+                self._scheduler.advance(chunk, None)
+                if began:
+                    self._outputs.append(Output(sequence=sequence.id, prefill_started=True))
+                continue
+            choice = next(chosen)
+            if choice.token is None:
+                self._fail(sequence.id, "the model's logits are not finite")
+                continue
+            self._scheduler.advance(chunk, choice.token)
+            output = output_of(sequence, choice, self.context, prefill_started=began)
+            self._outputs.append(output)
+            if output.finish:
+                self._scheduler.remove(sequence)
+
+    def _publish(self) -> None:
+        if self._outputs:
+            self._send(Step(self._outputs))
+            self._outputs = []
+
+    def _add(self, add: Add, now: float) -> None:
+        self._arrivals += 1
+        sequence = sequence_of(add, self._arrivals, now)
+        if not sequence.tokens or self._scheduler.get(add.sequence) is not None:
+            self._outputs.append(
+                Output(sequence=add.sequence, finish="error", error="empty prompt, or a sequence number in use")
+            )
+        elif finish := ended(sequence, self.context):
+            stop_token = sequence.tokens[-1] if finish == "stop" else None
+            self._outputs.append(Output(sequence=add.sequence, finish=finish, stop_token=stop_token))
+        else:
+            self._scheduler.add(sequence)
+
+    def _check_tokens(self, plan: Plan, sequence_id: int, tokens: list[int], revision: str) -> None:
+        """Fails a sequence whose tokens the model has no embedding for: one bad request must not end the engine."""
+        vocab = vocab_of(self._model, self._deltas.weights.get(revision))
+        if min(tokens) >= 0 and max(tokens) < vocab:
+            return
+        plan.chunks = [chunk for chunk in plan.chunks if chunk.sequence.id != sequence_id]
+        self._fail(sequence_id, f"token ids run from {min(tokens)} to {max(tokens)}; the model has 0 to {vocab - 1}")
+
+    def _fail(self, sequence_id: int, reason: str) -> None:
+        if sequence := self._scheduler.get(sequence_id):
+            self._scheduler.remove(sequence)
+            self._outputs.append(Output(sequence=sequence_id, finish="error", error=reason))

@@ -1,0 +1,50 @@
+"""Tells the front how the engine is, seldom enough not to matter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from services.worker.engine.delta_cache import DeltaCache
+from services.worker.engine.scheduler import Scheduler
+from services.worker.messages import FromEngine, Stats
+
+INTERVAL_SECONDS = 0.25
+SMOOTHING = 0.1  # weight of the newest step in the mean step time
+
+
+class StatsReporter:
+    """Sends Stats at most every INTERVAL_SECONDS while they change, and at once when the engine goes idle."""
+
+    def __init__(self, scheduler: Scheduler, deltas: DeltaCache, send: Callable[[FromEngine], None]) -> None:
+        self._scheduler = scheduler
+        self._deltas = deltas
+        self._send = send
+        self._sent: Stats | None = None
+        self._due = 0.0
+        self._previous: float | None = None  # begin of the last step, if it computed something
+        self._step_seconds = 0.0
+
+    def step(self, now: float, *, computed: bool) -> None:
+        """Notes a step that began at `now`, and reports if it is time to."""
+        if computed and self._previous is not None:
+            self._step_seconds += (now - self._previous - self._step_seconds) * (SMOOTHING if self._step_seconds else 1)
+        self._previous = now if computed else None
+        if now < self._due and not self._scheduler.idle:
+            return
+        stats = self._stats()
+        if stats != self._sent:
+            self._send(stats)
+            self._sent = stats
+        self._due = now + INTERVAL_SECONDS
+
+    def _stats(self) -> Stats:
+        in_use = Counter(s.revision for s in self._scheduler.running)
+        return Stats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            kv_blocks_free=self._scheduler.blocks.free,
+            delta_bytes_used=self._deltas.residency.used(),
+            step_seconds=self._step_seconds,
+            deltas=self._deltas.uses(lambda revision: in_use[revision]),
+        )
