@@ -1,0 +1,1 @@
+"""The compressor service: uploads, compression jobs, publication to the store."""

@@ -1,0 +1,116 @@
+"""What is done for a job: fetch and check its source, compress it, publish the result."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaserve import telemetry
+from deltaserve.delta.manifest import Manifest
+from deltaserve.errors import DeltaServeError
+from deltaserve.names import RevisionName
+from deltaserve.store import Store
+from services.compressor import publication
+from services.compressor.base import Base
+from services.compressor.jobs import compression
+from services.compressor.jobs.held import HeldJob
+from services.compressor.jobs.records import JobRecord
+from services.compressor.sources import Source, Sources
+from services.compressor.uploads.inspection import check_folder, is_packed
+
+
+@dataclass(frozen=True)
+class JobWork:
+    """The work of jobs; whatever is interrupted may be begun again.
+
+    Attributes:
+        store: where to publish.
+        base: what to compress against.
+        registered: done when the base is in the store, which comes before any of its deltas.
+        sources: resolves source URIs.
+        folder: one folder a job, for what must survive a restart.
+        device: torch device of the pipeline.
+        threads: torch threads of the pipeline; 0 for torch's own choice.
+    """
+
+    store: Store
+    base: Base
+    registered: asyncio.Future[None]
+    sources: Sources
+    folder: Path
+    device: str
+    threads: int
+
+    async def perform(self, held: HeldJob) -> None:
+        """Does all the work of a job and appends its success.
+
+        Raises:
+            DeltaServeError: why it cannot be done; `held.record.report` holds the report if there is one.
+        """
+        record = held.record
+        with telemetry.span(f"compress {record.model}", attributes={telemetry.REQUEST_MODEL: record.model}):
+            name = RevisionName(record.model, record.revision)
+            if record.revision and await publication.published_by(self.store, name, record.job_id):
+                held.sealed = True  # a former process was killed between publishing and saying so
+                await held.append(state="succeeded")
+                return
+            folder = self.folder / record.job_id
+            held.at("preparing")
+            source = await self._source(held, folder)
+            packed = source.folder if is_packed(source.folder) else await self._compress(held, source, folder)
+            await self._publish(held, packed)
+
+    async def forget(self, record: JobRecord) -> None:
+        """Deletes what a job that has ended left behind: its work folder, and files of a revision that never came."""
+        await asyncio.to_thread(shutil.rmtree, self.folder / record.job_id, ignore_errors=True)
+        if record.state != "succeeded" and record.revision:
+            await publication.withdraw(self.store, RevisionName(record.model, record.revision))
+
+    async def _source(self, held: HeldJob, folder: Path) -> Source:
+        source = await self.sources.open(held.record.source_uri, folder / "source")
+        await asyncio.to_thread(check_folder, self.base, source.folder, contents=not source.verified)
+        return source
+
+    async def _compress(self, held: HeldJob, source: Source, folder: Path) -> Path:
+        spec, files = held.record.spec, {}
+        for field in ("calibration_uri", "evaluation_uri"):
+            files[field] = await self.sources.open_side_file(
+                str(spec.get(field, "")), source.folder, folder / field, f"spec.{field}"
+            )
+        task = compression.Task(
+            base=self.base.folder,
+            tuned=source.folder,
+            work=folder / "pipeline",
+            model=held.record.model,
+            calibration=files["calibration_uri"],
+            evaluation=files["evaluation_uri"],
+            options=spec.get("compression", {}),
+            policy=spec.get("policy", {}),
+            device=self.device,
+            threads=self.threads,
+        )
+        try:
+            return await compression.run(task, held.progressed)
+        except DeltaServeError:
+            held.reported(await asyncio.to_thread(compression.report_of, task))
+            raise
+
+    async def _publish(self, held: HeldJob, packed: Path) -> None:
+        record = held.record
+        held.at("publishing")
+        await asyncio.shield(self.registered)
+        revision = await publication.reserve(self.store, record.model, record.job_id)
+        await held.append(revision=revision)  # from here on only the holder of the job writes to the revision
+        name = RevisionName(record.model, revision)
+        manifest = await publication.upload_files(self.store, name, packed)
+        await held.append()  # still ours?
+        held.sealed = True
+        await publication.publish_manifest(self.store, name, manifest, record.job_id)
+        await held.append(state="succeeded", report=_report(manifest))
+
+
+def _report(manifest: Manifest) -> str:
+    return json.dumps(manifest.report) if manifest.report is not None else ""

@@ -1,0 +1,1 @@
+"""Resumable uploads: what a client declares, what has arrived, and whether it may be compressed."""

@@ -1,0 +1,120 @@
+"""What a client says it will send, checked before a byte is accepted. Free of I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import msgspec
+
+from deltaserve.delta.headers import refuse_pickle
+from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE
+from deltaserve.errors import FormatError, InvalidArgumentError
+from deltaserve.names import check_file_name, check_name
+
+MAX_FILES = 1000
+MAX_FILE_BYTES = 1 << 44
+MAX_CONFIG_BYTES = 1 << 20
+CONFIG_FILE = "config.json"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class DeclaredFile(msgspec.Struct, frozen=True):
+    """A file: plain name, bytes, lower-case hex sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class DeclaredTensor(msgspec.Struct, frozen=True):
+    """A tensor as a safetensors header names it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Declaration(msgspec.Struct, frozen=True, kw_only=True):
+    """All that StartUpload says; kept beside the files."""
+
+    upload_id: str
+    files: tuple[DeclaredFile, ...]
+    config: dict[str, Any] | None  # None for a packed delta
+    tensors: tuple[DeclaredTensor, ...]
+
+    @property
+    def packed(self) -> bool:
+        """Whether it is an already packed delta rather than a checkpoint."""
+        return self.config is None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+
+def declare(
+    upload_id: str, files: tuple[DeclaredFile, ...], config_json: bytes, tensors: tuple[DeclaredTensor, ...]
+) -> Declaration:
+    """Returns the declaration when it is sound in itself; the base is not looked at.
+
+    Raises:
+        InvalidArgumentError: a bad id, path, size or hash, a pickle file, or files that are neither a checkpoint nor
+            a packed delta.
+        FormatError: config_json is not a JSON object.
+    """
+    check_name(upload_id, "upload_id")
+    _check_files(files)
+    names = [file.path for file in files]
+    if MANIFEST_FILE in names and DELTA_FILE in names:
+        return Declaration(upload_id=upload_id, files=files, config=None, tensors=())
+    refuse_pickle(names)
+    if not any(name.endswith(".safetensors") for name in names) or CONFIG_FILE not in names:
+        raise InvalidArgumentError(
+            f"upload has files {names[:20]}; expected {CONFIG_FILE} and *.safetensors of a checkpoint, "
+            f"or {MANIFEST_FILE} and {DELTA_FILE} of a packed delta",
+            field="files",
+        )
+    if not tensors:
+        raise InvalidArgumentError("a checkpoint is declared without its tensors", field="tensors")
+    return Declaration(upload_id=upload_id, files=files, config=parse_config(config_json), tensors=tensors)
+
+
+def parse_config(data: bytes) -> dict[str, Any]:
+    """Reads a config.json. Raises FormatError."""
+    if len(data) > MAX_CONFIG_BYTES:
+        raise FormatError(
+            f"{CONFIG_FILE} has {len(data)} bytes; expected at most {MAX_CONFIG_BYTES}", field="config_json"
+        )
+    try:
+        config = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{CONFIG_FILE} is not JSON: {error}", field="config_json") from error
+    if not isinstance(config, dict):
+        raise FormatError(f"{CONFIG_FILE} is a JSON {type(config).__name__}; expected an object", field="config_json")
+    return config
+
+
+def _check_files(files: tuple[DeclaredFile, ...]) -> None:
+    if not 0 < len(files) <= MAX_FILES:
+        raise InvalidArgumentError(f"upload has {len(files)} files; expected 1 to {MAX_FILES}", field="files")
+    seen: set[str] = set()
+    for number, file in enumerate(files):
+        field = f"files[{number}]"
+        check_file_name(file.path, f"{field}.path")
+        if file.path.casefold() in seen:  # file systems may not tell case apart
+            raise InvalidArgumentError(f"file {file.path!r} is declared twice", field=f"{field}.path")
+        seen.add(file.path.casefold())
+        if file.size > MAX_FILE_BYTES:
+            raise InvalidArgumentError(
+                f"file {file.path!r} is declared with {file.size} bytes; expected at most {MAX_FILE_BYTES}",
+                field=f"{field}.size",
+            )
+        if not _SHA256.fullmatch(file.sha256):
+            raise InvalidArgumentError(
+                f"sha256 of {file.path!r} is {file.sha256[:80]!r}; expected 64 lower-case hex digits",
+                field=f"{field}.sha256",
+            )

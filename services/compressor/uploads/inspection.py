@@ -1,0 +1,81 @@
+"""Looks into a checkpoint or packed delta before anything is done with it. Blocks: minutes for large ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from deltaserve.delta.checkpoint import Checkpoint
+from deltaserve.delta.compatibility import check_compatible, check_delta_against_base
+from deltaserve.delta.headers import TensorHeader, read_folder_headers
+from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE
+from deltaserve.delta.reader import DeltaReader
+from deltaserve.errors import FormatError
+from services.compressor.base import Base
+from services.compressor.uploads.declaration import CONFIG_FILE, Declaration, parse_config
+from services.compressor.uploads.upload import Upload
+
+
+def is_packed(folder: Path) -> bool:
+    """Tells whether a folder holds an already packed delta."""
+    return (folder / MANIFEST_FILE).is_file() and (folder / DELTA_FILE).is_file()
+
+
+def check_declared(base: Base, declaration: Declaration) -> None:
+    """Checks a declared checkpoint against the base; a packed delta is only looked at when it is here.
+
+    Raises:
+        DeltaServeError: see check_compatible.
+    """
+    if declaration.config is not None:
+        tensors = {tensor.name: tensor for tensor in declaration.tensors}
+        check_compatible(base.config, base.tensors, declaration.config, tensors)
+
+
+def check_upload(base: Base, upload: Upload) -> None:
+    """Checks the contents of a complete upload, and that they are what was declared.
+
+    Raises:
+        FormatError: a malformed file, or another config or tensor table than declared.
+        DeltaServeError: see check_folder.
+    """
+    declaration = upload.declaration
+    if declaration.config is not None:
+        if json.dumps(parse_config((upload.content / CONFIG_FILE).read_bytes())) != json.dumps(declaration.config):
+            raise FormatError(f"{CONFIG_FILE} differs from the config_json that was declared", field="config_json")
+        _check_table(declaration, read_folder_headers(upload.content))
+    check_folder(base, upload.content)
+
+
+def check_folder(base: Base, folder: Path, *, contents: bool = True) -> None:
+    """Checks a checkpoint or packed delta against the base.
+
+    Args:
+        base: the base.
+        folder: with the files.
+        contents: whether to read every value too; otherwise headers and config only.
+
+    Raises:
+        DeltaServeError: it is malformed, does not belong to the base, or holds NaN or infinity.
+    """
+    if is_packed(folder):
+        reader = DeltaReader.open(folder, verify=contents)
+        check_delta_against_base(reader.manifest, base.config, base.tensors, base.fingerprint)
+        return
+    checkpoint = Checkpoint.open(folder)
+    check_compatible(base.config, base.tensors, checkpoint.config, checkpoint.tensors)
+    for name in checkpoint.tensors if contents else ():
+        checkpoint.check_finite(name)
+
+
+def _check_table(declaration: Declaration, headers: Mapping[str, TensorHeader]) -> None:
+    declared = {tensor.name: (tensor.dtype, tensor.shape) for tensor in declaration.tensors}
+    found = {name: (header.dtype, tuple(header.shape)) for name, header in headers.items()}
+    for name in sorted(declared.keys() | found.keys()):
+        if declared.get(name) != found.get(name):
+            raise FormatError(
+                f"tensor {name!r} is {found.get(name, 'missing')} in the files and {declared.get(name, 'missing')} "
+                "in the declaration",
+                field="tensors",
+            )
