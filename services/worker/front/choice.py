@@ -19,12 +19,15 @@ class Choice:
     Attributes:
         index: number of the choice, from 0.
         tokens: tokens generated, resumed ones included.
+        fresh_tokens: tokens generated here.
         finished: whether the choice is complete.
+        first_token_at, last_token_at: times of the first and last of fresh_tokens.
     """
 
     def __init__(self, index: int, detokenizer: Detokenizer, stopping: Stopping) -> None:
         self.index = index
         self.tokens = 0
+        self.fresh_tokens = 0
         self.finished = False
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
@@ -50,6 +53,7 @@ class Choice:
             self.first_token_at = now if self.first_token_at is None else self.first_token_at
             self.last_token_at = now
         text, taken, stop = self._text(output)
+        self.fresh_tokens += taken
         frames = []
         if taken or text:
             chunk = pb.Chunk(index=self.index, text=text, token_ids=output.tokens[:taken])
@@ -85,7 +89,9 @@ class Choice:
             return text, None
         return self._matcher.push(text)
 
-    def _finish(self, reason: pb.FinishReason, *, stop: str = "", token: int | None = None) -> pb.GenerateResponse:
+    def _finish(
+        self, reason: pb.FinishReason.ValueType, *, stop: str = "", token: int | None = None
+    ) -> pb.GenerateResponse:
         self.finished = True
         return pb.GenerateResponse(
             finished=pb.Finished(index=self.index, reason=reason, stop_string=stop, stop_token_id=token)

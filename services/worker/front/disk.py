@@ -42,6 +42,7 @@ class DiskCache:
         self._store = store
         self._held: Counter[RevisionName] = Counter()
         self._reserved = 0  # bytes of revisions that are arriving
+        self._moving = asyncio.Lock()  # a folder's leaving and its return under the same name must not overlap
         shutil.rmtree(root / _PARTIAL, ignore_errors=True)
         (root / _PARTIAL).mkdir(parents=True)
         self._entries = _scan(root)  # least recently used first
@@ -111,8 +112,9 @@ class DiskCache:
 
     async def discard(self, name: RevisionName) -> None:
         """Removes a revision, held or not; no error if it is not there."""
-        if self._entries.pop(name, None) is not None:
-            await asyncio.to_thread(self._remove, name)
+        async with self._moving:
+            if self._entries.pop(name, None) is not None:
+                await asyncio.to_thread(self._remove, name)
 
     async def _download(
         self, name: RevisionName, wanted: list[FileEntry], raw: bytes, progress: Callable[[int], None]
@@ -130,7 +132,8 @@ class DiskCache:
                     progress=lambda arrived, before=done: progress(before + arrived),  # type: ignore[misc]
                 )
                 done += file.size
-            await asyncio.to_thread(self._complete, name, temp, raw)
+            async with self._moving:
+                await asyncio.to_thread(self._complete, name, temp, raw)
         finally:
             await asyncio.to_thread(shutil.rmtree, temp, ignore_errors=True)
 

@@ -52,7 +52,7 @@ class Engine:
         process = context.Process(target=_run, args=(theirs, settings), name="engine", daemon=True)
         await asyncio.to_thread(process.start)
         theirs.close()
-        engine = cls(process, *await asyncio.open_connection(sock=ours))
+        engine = cls(process, *await asyncio.open_unix_connection(sock=ours))
         try:
             engine.ready = await engine._first_message()
         except BaseException:

@@ -27,22 +27,33 @@ _KEPT = 1024  # revisions known at once
 
 
 @dataclass(frozen=True, slots=True)
+class PublishedDelta:
+    """What the store says about a delta.
+
+    Attributes:
+        name: the revision.
+        manifest: its manifest.
+        raw: the manifest's bytes as stored.
+    """
+
+    name: RevisionName
+    manifest: Manifest
+    raw: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Revision:
     """A model that requests may name.
 
     Attributes:
-        name: None for the base.
-        manifest: None for the base.
-        raw_manifest: its bytes as stored.
+        delta: None for the base.
         tokenizer: of the model.
         defaults: of its generation_config.json.
         vocab_size: rows of its embedding.
         max_positions: context that its config allows, in tokens.
     """
 
-    name: RevisionName | None
-    manifest: Manifest | None
-    raw_manifest: bytes
+    delta: PublishedDelta | None
     tokenizer: PromptTokenizer
     defaults: GenerationDefaults
     vocab_size: int
@@ -95,13 +106,13 @@ class Revisions:
         if not revision:
             found = await asyncio.to_thread(self._base_files, (*_TEXT_FILES, CONFIG))
             config = await asyncio.to_thread(text.parse_json, found, CONFIG)
-            return await asyncio.to_thread(self._build, None, None, b"", found, config)
+            return await asyncio.to_thread(self._build, None, found, config)
         name = parse_revision(revision)
         raw = await self._manifest(name)
         manifest = await asyncio.to_thread(parse_manifest, raw)
         self._check_base(name, manifest)
         found = await self._files(name, manifest)
-        return await asyncio.to_thread(self._build, name, manifest, raw, found, manifest.config)
+        return await asyncio.to_thread(self._build, PublishedDelta(name, manifest, raw), found, manifest.config)
 
     async def _manifest(self, name: RevisionName) -> bytes:
         try:
@@ -152,21 +163,14 @@ class Revisions:
         found = {name: _read_if(self._base_folder / name) for name in names}
         return {name: data for name, data in found.items() if data is not None}
 
-    def _build(
-        self,
-        name: RevisionName | None,
-        manifest: Manifest | None,
-        raw: bytes,
-        found: Mapping[str, bytes],
-        config: Mapping[str, Any],
-    ) -> Revision:
-        owner = str(name) if name else "the base"
+    def _build(self, delta: PublishedDelta | None, found: Mapping[str, bytes], config: Mapping[str, Any]) -> Revision:
+        owner = str(delta.name) if delta else "the base"
         tokenizer = PromptTokenizer(self._encoding(text.require_tokenizer(found, owner)), found)
         generation = text.parse_json(found, GENERATION_CONFIG)
         defaults = generation_defaults(generation, config, tokenizer.eos_token_id, owner)
         vocab_size = _positive(config, "vocab_size", owner)
         positions = _positive(config, "max_position_embeddings", owner)
-        return Revision(name, manifest, raw, tokenizer, defaults, vocab_size, positions)
+        return Revision(delta, tokenizer, defaults, vocab_size, positions)
 
     def _encoding(self, data: bytes) -> Encoding:
         key = hashlib.sha256(data).hexdigest()

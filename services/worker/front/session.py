@@ -1,92 +1,45 @@
-"""What waits to be sent over one Session: everything of an engine step leaves in one message."""
+"""One router's stream, with the requests that came over it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 
-from deltaserve.errors import DeltaServeError, SlowConsumerError
-from deltaserve.v1 import inference_pb2 as pb
-from deltaserve.v1 import worker_pb2
-
-_MESSAGE_BYTES = 8 << 20  # a message grows no further; whole-vocabulary logprobs can exceed gRPC's limit otherwise
-_BACKLOG_FRAMES = 200_000  # a router this far behind has gone
+from services.worker.front.outbox import Outbox
+from services.worker.front.request import Request
 
 
-class Outbox:
-    """Frames of one session, merged until the connection takes them.
+@dataclass(slots=True, eq=False)
+class RouterSession:
+    """One router's stream.
 
-    Everything emitted between two turns of the event loop, and whatever gathers while a write is in flight, goes out
-    together, one entry a request.
+    Attributes:
+        router: its name.
+        outbox: what waits to be sent to it.
+        tasks: what serves its requests, by their ids.
+        requests: these requests.
     """
 
-    def __init__(self) -> None:
-        self._outputs: dict[int, worker_pb2.RequestOutput] = {}  # by identity of the request
-        self._state: worker_pb2.StateReport | None = None
-        self._frames = 0
-        self._wake = asyncio.Event()
-        self._end: DeltaServeError | bool = False
+    router: str
+    outbox: Outbox = field(default_factory=Outbox)
+    tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    requests: dict[str, Request] = field(default_factory=dict)
 
-    def emit(self, key: int, request_id: str, frames: Sequence[pb.GenerateResponse]) -> None:
-        """Queues frames of request `request_id`; `key` is different for every request of the session."""
-        if not frames:
-            return
-        self._output(key, request_id).frames.extend(frames)
-        self._frames += len(frames)
-        if self._frames > _BACKLOG_FRAMES:
-            self.end(
-                SlowConsumerError(f"the router left {self._frames} frames unread", subject="worker session backlog")
-            )
+    def add(self, request: Request, task: asyncio.Task[None]) -> None:
+        """Takes a request that is served by `task`; it leaves when the task ends."""
+        self.requests[request.id], self.tasks[request.id] = request, task
+        task.add_done_callback(lambda _: self._forget(request.id))
 
-    def fail(self, key: int, request_id: str, error: DeltaServeError) -> None:
-        """Queues the end of a request in an error."""
-        self._output(key, request_id).error_status = error.to_status().SerializeToString()
+    def cancel(self, request_id: str) -> None:
+        """Stops a request without an answer; unknown ones are ignored."""
+        task = self.tasks.get(request_id)
+        if task is not None:
+            task.cancel()
 
-    def report(self, state: worker_pb2.StateReport) -> None:
-        """Queues a state report in place of an older one."""
-        self._state = state
-        self._wake.set()
+    def cancel_all(self) -> None:
+        """Stops all requests without an answer."""
+        for task in list(self.tasks.values()):
+            task.cancel()
 
-    def end(self, error: DeltaServeError | None = None) -> None:
-        """Ends the session after what is queued, with an error if there is one."""
-        self._end = self._end or error or True
-        self._wake.set()
-
-    async def messages(self) -> AsyncIterator[worker_pb2.SessionResponse]:
-        """Yields what is to be written; raises the error that ended the session."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            for message in self._take():
-                yield message
-            if isinstance(self._end, DeltaServeError):
-                raise self._end
-            if self._end and not self._outputs:
-                return
-
-    def _output(self, key: int, request_id: str) -> worker_pb2.RequestOutput:
-        self._wake.set()
-        if key not in self._outputs:
-            self._outputs[key] = worker_pb2.RequestOutput(request_id=request_id)
-        return self._outputs[key]
-
-    def _take(self) -> list[worker_pb2.SessionResponse]:
-        outputs, self._outputs, self._frames = list(self._outputs.values()), {}, 0
-        messages = [worker_pb2.SessionResponse(outputs=worker_pb2.StepOutputs(outputs=p)) for p in _portions(outputs)]
-        if self._state is not None:
-            messages.append(worker_pb2.SessionResponse(state=self._state))
-            self._state = None
-        return messages
-
-
-def _portions(outputs: list[worker_pb2.RequestOutput]) -> list[list[worker_pb2.RequestOutput]]:
-    portions: list[list[worker_pb2.RequestOutput]] = []
-    room = 0
-    for output in outputs:
-        size = output.ByteSize()
-        if size > room:
-            portions.append([])
-            room = _MESSAGE_BYTES
-        portions[-1].append(output)
-        room -= size
-    return portions
+    def _forget(self, request_id: str) -> None:
+        del self.requests[request_id], self.tasks[request_id]
