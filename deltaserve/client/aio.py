@@ -18,7 +18,7 @@ from deltaserve.client.transfer import ProgressCallback, UploadProgress, send
 from deltaserve.rpc.channels import edge_channel
 from deltaserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
 
-DEFAULT_ADDRESS = "127.0.0.1:8400"
+DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 
 class AsyncClient:
