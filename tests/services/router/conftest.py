@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +174,13 @@ async def rest(call: Any) -> list[pb.GenerateResponse]:
     while (frame := await call.read()) is not grpc.aio.EOF:
         frames.append(frame)
     return frames
+
+
+async def call_failure(call: Awaitable[object]) -> DeltaServeError:
+    """Awaits a unary call's error."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return error_from_rpc(caught.value)
 
 
 async def failure(call: Any) -> DeltaServeError:

@@ -93,7 +93,7 @@ def scripts(draw: st.DrawFn) -> list[pb.GenerateResponse | None]:
                 open_.remove(index)
                 steps.append(finished(index))
             else:
-                steps.append(chunk(draw(st.text(max_size=3)), token, index=index))
+                steps.append(chunk(draw(st.sampled_from(["", "a", "é漢"])), token, index=index))
     return steps
 
 

@@ -34,10 +34,9 @@ def test_a_cold_idle_worker_beats_a_long_queue() -> None:
     assert chosen([worker("cold"), busy], size=GB // 10) == "cold"
 
 
-@pytest.mark.parametrize(
-    ("colder", "hotter"), [(Tier.STORE, Tier.DISK), (Tier.DISK, Tier.HOST), (Tier.HOST, Tier.DEVICE)]
-)
-def test_hotter_tiers_are_better(colder: Tier, hotter: Tier) -> None:
+@pytest.mark.parametrize("colder", [Tier.STORE, Tier.DISK, Tier.HOST])
+def test_hotter_tiers_are_better(colder: Tier) -> None:
+    hotter = Tier(colder + 1)
     workers = [worker("a", tiers={"m@1": colder}), worker("b", tiers={"m@1": hotter})]
     assert chosen(workers) == "b"
     assert LoadCosts().expected(colder, GB) > LoadCosts().expected(hotter, GB)
@@ -66,7 +65,7 @@ def test_full_workers_take_nothing() -> None:
 
 def test_cold_models_spread_over_idle_workers_and_order_does_not_matter() -> None:
     workers = [worker(f"w{i}") for i in range(4)]
-    places = Counter()
+    places: Counter[str | None] = Counter()
     for number in range(200):
         random.Random(number).shuffle(workers)
         name = chosen(workers, f"m{number}@1")
