@@ -78,7 +78,7 @@ class PagedSdpa:
         gathered = cache.index_select(0, decode.blocks.view(-1)).view(
             len(queries), -1, 2 * config.kv_heads, config.head_dim
         )
-        keys, values = gathered.transpose(1, 2).split(config.kv_heads, 1)
+        keys, values = gathered.transpose(1, 2).chunk(2, 1)
         grouped = queries.view(len(queries), config.kv_heads, -1, config.head_dim)
         output = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self._scale)
         return output.reshape(queries.shape)
@@ -88,11 +88,12 @@ class PagedSdpa:
     ) -> torch.Tensor:
         """Attends with a chunk of one sequence; without a mask the chunk is all there is, and causal."""
         heads, kv_heads = self._config.heads, self._config.kv_heads
-        queries, fresh = qkv.transpose(0, 1).split((heads, 2 * kv_heads))
+        by_head = qkv.transpose(0, 1)
+        queries, fresh = by_head[:heads], by_head[heads:]
         if mask is not None:
             gathered = cache.index_select(0, chunk.blocks).view(-1, 2 * kv_heads, self._config.head_dim)
             fresh = gathered[: chunk.start + len(qkv)].transpose(0, 1)
-        keys, values = fresh.split(kv_heads)
+        keys, values = fresh.chunk(2)
         output = scaled_dot_product_attention(
             queries[None], keys[None], values[None],
             attn_mask=mask, is_causal=mask is None, scale=self._scale, enable_gqa=heads != kv_heads,

@@ -62,7 +62,7 @@ class DeltaBuilder:
         """Returns the bytes that the delta takes packed, and those that its dense copy takes besides."""
         item = self._like.element_size()
         packed = sum(_elements(e) * item if e.codec == "dense" else e.bytes for e in manifest.tensors)
-        head = next((e for e in manifest.tensors if e.name == self._head_name), None)
+        head = self._head(manifest)
         dense = sum(linear.weight.numel() for linear in self._base.linears()) + (_elements(head) if head else 0)
         return packed, dense * item
 
@@ -73,7 +73,7 @@ class DeltaBuilder:
             self._add(delta, entry, reader.tensor(entry.name))
         if self._base.tied and delta.lm_head is None:
             delta.lm_head = delta.embedding
-        head = next((e for e in reader.manifest.tensors if e.name == self._head_name), None)
+        head = self._head(reader.manifest)
         delta.vocab = head.shape[0] if head else delta.vocab
         return delta
 
@@ -84,23 +84,23 @@ class DeltaBuilder:
             dense[LM_HEAD] = self._dense(delta.lm_head)
         return dense
 
-    @property
-    def _head_name(self) -> str:
-        return EMBEDDING if self._base.tied else LM_HEAD
+    def _head(self, manifest: Manifest) -> TensorEntry | None:
+        """Returns the entry that the fine-tune's lm_head comes from, if it has one."""
+        entries = {entry.name: entry for entry in manifest.tensors}
+        return entries.get(LM_HEAD) or (entries.get(EMBEDDING) if self._base.tied else None)
 
     def _add(self, delta: DeltaWeights, entry: TensorEntry, packed: PackedTensor) -> None:
         module, _, kind = entry.name.rpartition(".")
         if entry.name == EMBEDDING:
-            delta.embedding = self._operand(entry, packed, self._base.embedding)
+            delta.embedding = self._operand(packed, self._base.embedding)
         elif entry.name == LM_HEAD:
-            delta.lm_head = self._operand(entry, packed, self._base.lm_head)
+            delta.lm_head = self._operand(packed, self._base.lm_head)
         elif module in self._norms and kind == "weight":
             norm = self._norms[module].weight
-            whole = packed.to(norm.device).decode(norm.dtype)
-            delta.norms[module] = whole if entry.codec == "dense" else whole + norm
+            delta.norms[module] = packed.to(norm.device).merged(norm).to(norm.dtype)
         elif module in self._linears and kind == "weight":
             linear, part = self._linears[module]
-            delta.linears[module] = self._operand(entry, packed, linear.weight[part.begin : part.end])
+            delta.linears[module] = self._operand(packed, linear.weight[part.begin : part.end])
         elif module in self._linears and kind == "bias":
             self._add_bias(delta, entry, packed)
         else:
@@ -112,16 +112,13 @@ class DeltaBuilder:
             raise FormatError(f"delta {delta.revision} has a bias {entry.name!r}; the base has none")
         whole = delta.biases.setdefault(linear.name, torch.zeros_like(linear.bias))
         old = linear.bias[part.begin : part.end]
-        whole[part.begin : part.end] = self._dense(self._operand(entry, packed, old))
+        whole[part.begin : part.end] = self._dense(self._operand(packed, old))
 
-    def _operand(self, entry: TensorEntry, packed: PackedTensor, old: torch.Tensor) -> Operand:
-        """Returns Δ̂; of a tensor stored whole (`dense`) the difference to the base's, which may have other rows."""
-        if entry.codec != "dense":
-            return packed.to(self._like.device)
-        difference = packed.decode(torch.float32).to(self._like.device)
-        shared = min(len(difference), len(old))
-        difference[:shared] -= old[:shared].float()
-        return difference.to(self._like.dtype)
+    def _operand(self, packed: PackedTensor, old: torch.Tensor) -> Operand:
+        """Returns Δ̂ in memory of its own: of a tensor stored whole the difference to the base's tensor `old`."""
+        if packed.replaces:
+            return packed.to(old.device).delta(old).to(old.dtype)
+        return PackedTensor(packed.entry, {name: p.to(old.device, copy=True) for name, p in packed.planes.items()})
 
     def _decode_linear(self, delta: DeltaWeights, linear: Linear) -> torch.Tensor:
         whole = torch.zeros_like(linear.weight)

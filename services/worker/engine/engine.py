@@ -15,7 +15,7 @@ from services.worker.engine.outputs import ended, output_of
 from services.worker.engine.scheduler import Plan, Scheduler
 from services.worker.engine.sequence import sequence_of
 from services.worker.engine.stats import StatsReporter
-from services.worker.messages import Abort, Add, Drop, FromEngine, Load, Output, Pause, Step, ToEngine
+from services.worker.messages import Abort, Add, Drop, FromEngine, Load, Output, Pause, Sampling, Step, ToEngine
 
 
 class Engine:
@@ -23,6 +23,7 @@ class Engine:
 
     Attributes:
         context: most tokens a sequence may have, prompt and output together.
+        deltas: what is in memory.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Engine:
         self._model = model
         self._attention = attention
         self._scheduler = scheduler
-        self._deltas = deltas
+        self.deltas = deltas
         self._send = send
         self._device = model.weights.embedding.device
         self._arrivals = 0
@@ -61,9 +62,9 @@ class Engine:
                 if sequence := self._scheduler.get(sequence_id):
                     self._scheduler.pause(sequence, paused, now)
             case Load():
-                self._deltas.load(message)
+                self.deltas.load(message)
             case Drop(revision):
-                self._deltas.drop(revision)
+                self.deltas.drop(revision)
 
     @torch.inference_mode()
     def step(self, now: float) -> bool:
@@ -82,23 +83,23 @@ class Engine:
         """Runs one sequence of the base through, so that the first request finds everything initialised."""
         outputs: list[FromEngine] = []
         send, self._send = self._send, outputs.append
-        self.handle(Add(sequence=-1, revision="", prompt=[0, 0], sampling=sampler.Sampling(max_tokens=2)), 0.0)
+        self.handle(Add(sequence=-1, revision="", prompt=[0, 0], sampling=Sampling(max_tokens=2)), 0.0)
         while not self.idle:
             self.step(0.0)
         self._send = send
 
     def _schedule(self, now: float) -> Plan:
-        for revision, reason in self._deltas.update(self._scheduler.claims(), now):
+        for revision, reason in self.deltas.update(self._scheduler.claims(), now):
             for sequence in self._scheduler.of_revision(revision):
                 self._fail(sequence.id, reason)
-        plan = self._scheduler.schedule(now, self._deltas.weights.keys(), self._deltas.residency.blocked())
+        plan = self._scheduler.schedule(now, self.deltas.weights.keys(), self.deltas.residency.blocked())
         self._outputs += [Output(sequence=s.id, finish="deadline") for s in plan.expired]
         for sequence in plan.started:
             self._check_tokens(plan, sequence.id, sequence.tokens, sequence.revision)
         return plan
 
     def _prepare(self, plan: Plan) -> Batch:
-        return build_batch(plan.chunks, self._deltas.weights, self._scheduler.blocks.block_size, self._device)
+        return build_batch(plan.chunks, self.deltas.weights, self._scheduler.blocks.block_size, self._device)
 
     def _forward(self, batch: Batch) -> torch.Tensor:
         return self._model.forward(batch, self._attention)
@@ -148,7 +149,7 @@ class Engine:
 
     def _check_tokens(self, plan: Plan, sequence_id: int, tokens: list[int], revision: str) -> None:
         """Fails a sequence whose tokens the model has no embedding for: one bad request must not end the engine."""
-        vocab = vocab_of(self._model, self._deltas.weights.get(revision))
+        vocab = vocab_of(self._model, self.deltas.weights.get(revision))
         if min(tokens) >= 0 and max(tokens) < vocab:
             return
         plan.chunks = [chunk for chunk in plan.chunks if chunk.sequence.id != sequence_id]

@@ -38,8 +38,9 @@ class Link:
         Raises:
             EOFError: the front has gone.
         """
-        writing = [self._socket] if self._unsent else []
-        readable, writable, _ = select.select([self._socket, self._wake_read], writing, [], timeout)
+        writing: list[socket.socket | int] = [self._socket] if self._unsent else []
+        reading: list[socket.socket | int] = [self._socket, self._wake_read]
+        readable, writable, _ = select.select(reading, writing, [], timeout)
         if writable:
             self._flush()
         if self._wake_read in readable:

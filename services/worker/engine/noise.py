@@ -24,7 +24,7 @@ def gumbel(seeds: Sequence[int], positions: Sequence[int], vocab: int, device: t
     halves = torch.from_numpy(keys.view(np.int32).reshape(-1, 2)).to(device)
     bits = torch.arange(vocab, dtype=torch.int32, device=device).mul_(_signed(_GOLDEN)) ^ halves[:, :1]
     bits = _mix(_mix(bits).add_(halves[:, 1:]))
-    uniform = ((bits >> 8) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
+    uniform = ((bits >> 9) & 0x7FFFFF).float().add_(0.5).mul_(2.0**-23)  # exact in float32, so never 0 or 1
     return uniform.log_().neg_().log_().neg_()
 
 

@@ -58,14 +58,14 @@ def _rows(sequences: Sequence[EngineSequence], wanted: Callable[[Sampling], bool
 
 def _penalise(logits: torch.Tensor, sequences: Sequence[EngineSequence]) -> None:
     for row in _rows(sequences, lambda p: p.repetition_penalty != 1):
-        seen = torch.tensor(sequences[row].tokens, device=logits.device).unique()
+        seen = torch.unique(torch.tensor(sequences[row].tokens, device=logits.device))
         values = logits[row, seen]
         penalty = sequences[row].sampling.repetition_penalty
         logits[row, seen] = torch.where(values > 0, values / penalty, values * penalty)
     for row in _rows(sequences, lambda p: p.presence_penalty != 0 or p.frequency_penalty != 0):
         sequence = sequences[row]
         output = torch.tensor(sequence.tokens[sequence.prompt_length :], dtype=torch.int64, device=logits.device)
-        seen, counts = output.unique(return_counts=True)
+        seen, counts = torch.unique(output, return_counts=True)
         parameters = sequence.sampling
         logits[row, seen] -= parameters.presence_penalty + parameters.frequency_penalty * counts
 

@@ -74,7 +74,7 @@ def test_dense_copies_go_to_claimed_deltas_one_at_a_time_within_their_budget():
     assert residency.used() == 10 + 10 + 40
 
 
-@settings(max_examples=200, deadline=None, phases=(Phase.explicit, Phase.generate))
+@settings(max_examples=50, deadline=None, phases=(Phase.explicit, Phase.generate))
 @given(st.data())
 def test_budgets_hold_and_claims_are_never_evicted(data):
     sizes = {r: data.draw(st.integers(1, 12)) for r in "abcdef"}
