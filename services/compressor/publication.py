@@ -18,7 +18,7 @@ import msgspec
 
 from deltaserve.catalog import published_revisions
 from deltaserve.delta.manifest import MANIFEST_FILE, FileEntry, Manifest, dump_manifest, parse_manifest
-from deltaserve.errors import DataLossError, InternalError, NotFoundError
+from deltaserve.errors import DataLossError, FormatError, InternalError, NotFoundError
 from deltaserve.names import RevisionName
 from deltaserve.store import Store, delta_key
 
@@ -42,9 +42,12 @@ async def upload_files(store: Store, name: RevisionName, folder: Path) -> Manife
 
     Raises:
         DataLossError: a file in `folder` does not match the manifest there.
+        FormatError: the manifest names a file that the revision itself needs the name of.
     """
     manifest = parse_manifest(await asyncio.to_thread((folder / MANIFEST_FILE).read_bytes))
     for entry in manifest.files:
+        if entry.path in {MANIFEST_FILE, CLAIM_FILE}:
+            raise FormatError(f"manifest names a file {entry.path!r}; that name is reserved")
         if entry.source == "delta":
             await asyncio.to_thread(_check_file, folder / entry.path, entry)
             await _put(store, delta_key(name, entry.path), folder / entry.path, entry)

@@ -37,13 +37,18 @@ async def run(arguments: Sequence[str], error_file: Path, on_progress: Callable[
         DeltaServeError: what the process left in `error_file`; InternalError when it died without a word.
     """
     await asyncio.to_thread(error_file.unlink, missing_ok=True)
+    pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *arguments,
-        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        sys.executable,
+        "-m",
+        *arguments,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
         env=_environment(),
         limit=1 << 20,
         start_new_session=True,  # Ctrl-C in a terminal is ours to handle
-    )  # fmt: skip
+    )
     tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
     try:
         await asyncio.gather(

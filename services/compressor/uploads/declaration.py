@@ -69,9 +69,9 @@ def declare(
     check_name(upload_id, "upload_id")
     _check_files(files)
     names = [file.path for file in files]
+    refuse_pickle(names)
     if MANIFEST_FILE in names and DELTA_FILE in names:
         return Declaration(upload_id=upload_id, files=files, config=None, tensors=())
-    refuse_pickle(names)
     if not any(name.endswith(".safetensors") for name in names) or CONFIG_FILE not in names:
         raise InvalidArgumentError(
             f"upload has files {names[:20]}; expected {CONFIG_FILE} and *.safetensors of a checkpoint, "

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.compatibility import check_compatible, check_delta_against_base
-from deltaserve.delta.headers import TensorHeader, read_folder_headers
-from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE
-from deltaserve.delta.reader import DeltaReader
-from deltaserve.errors import FormatError
+from deltaserve.delta.headers import TensorHeader, read_folder_headers, refuse_pickle
+from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE, Manifest
+from deltaserve.delta.reader import DeltaReader, file_sha256
+from deltaserve.errors import BaseMismatchError, FormatError
 from services.compressor.base import Base
 from services.compressor.uploads.declaration import CONFIG_FILE, Declaration, parse_config
 from services.compressor.uploads.upload import Upload
@@ -62,11 +62,23 @@ def check_folder(base: Base, folder: Path, *, contents: bool = True) -> None:
     if is_packed(folder):
         reader = DeltaReader.open(folder, verify=contents)
         check_delta_against_base(reader.manifest, base.config, base.tensors, base.fingerprint)
+        _check_files(base, reader.manifest)
         return
     checkpoint = Checkpoint.open(folder)
     check_compatible(base.config, base.tensors, checkpoint.config, checkpoint.tensors)
     for name in checkpoint.tensors if contents else ():
         checkpoint.check_finite(name)
+
+
+def _check_files(base: Base, manifest: Manifest) -> None:
+    refuse_pickle(file.path for file in manifest.files)
+    for file in manifest.files:
+        path = base.folder / file.path
+        if file.source == "base" and not (path.is_file() and file_sha256(path) == file.sha256):
+            raise BaseMismatchError(
+                f"manifest: file {file.path!r} is said to be the base's, but the base has no file of that name with "
+                f"sha256 {file.sha256}"
+            )
 
 
 def _check_table(declaration: Declaration, headers: Mapping[str, TensorHeader]) -> None:
