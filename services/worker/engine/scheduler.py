@@ -252,8 +252,8 @@ class Scheduler:
 
     def _is_behind(self, holder: Sequence, sequence: Sequence, resident: Collection[str]) -> bool:
         """Whether a sequence that does not run must lend its blocks to one that can."""
-        away = holder.revision in self.turns.yielded or (holder.revision and holder.revision not in resident)
-        return bool(holder.rank > sequence.rank or holder.paused or away)
+        away = bool(holder.revision) and holder.revision not in resident
+        return holder.rank > sequence.rank or holder.paused or away or self.turns.held_back(holder.revision)
 
     def _run(self, plan: Plan, sequence: Sequence, now: float) -> None:
         self.waiting.remove(sequence)

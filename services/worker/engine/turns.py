@@ -39,9 +39,11 @@ class Turns:
         """Whether a sequence of this revision may begin to run now."""
         if self.has_turn(revision):
             return True
-        if revision in self.yielded or (self.favoured and self.favoured.revision != revision):
-            return False
-        return len(self._since) < self._deltas
+        return not self.held_back(revision) and len(self._since) < self._deltas
+
+    def held_back(self, revision: str) -> bool:
+        """Whether the delta may not get a turn before the favoured sequence has run."""
+        return self.favoured is not None and self.favoured.revision != revision and not self.has_turn(revision)
 
     def started(self, sequence: Sequence, now: float) -> None:
         """Notes that a sequence runs; its delta's turn begins if it had none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,8 @@ class Rig:
             if isinstance(message, Step):
                 for output in message.outputs:
                     self.outputs.setdefault(output.sequence, []).append(output)
+        if not computed:
+            time.sleep(0.0005)  # for the loader
         return computed
 
     def run(self) -> None:
