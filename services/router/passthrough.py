@@ -11,6 +11,7 @@ import grpc
 
 from deltaserve.errors import UnavailableError
 from deltaserve.rpc.channels import internal_channel
+from deltaserve.rpc.ending import Ending
 from deltaserve.rpc.status import DETAILS_KEY
 from deltaserve.v1 import models_pb2
 
@@ -73,11 +74,12 @@ class Passthrough:
         call: Call = self._channel.stream_stream(f"/{SERVICE.full_name}/{method}")(
             timeout=context.time_remaining(), metadata=_end_to_end(context.invocation_metadata())
         )
+        ending = Ending(call)
         pump = asyncio.create_task(_pump(requests, call))
         try:
             await self._answer(call, context, self._edits.get(method))
         except grpc.aio.AioRpcError as error:
-            await self._abort(error, context)
+            await self._abort(await ending.error(error), context)
         finally:
             pump.cancel()
             call.cancel()

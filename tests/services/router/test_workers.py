@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import signal
 import sys
 import time
@@ -117,11 +118,15 @@ async def test_a_request_that_outlives_three_workers_is_given_up(store: str, wor
         call = client.generate(model="m", timeout=60)
         for attempts in (1, 2, 3):
             async with serve(worker, port):
-                await until(lambda count=attempts: len(worker.submits) == count)
+                await until(functools.partial(_submitted, worker, attempts))
             await until(lambda: not router.fleet.links()[0].connected)
         error = await failure(call)
     assert isinstance(error, WorkerLostError)
     assert error.metadata["tokens_emitted"] == "0"
+
+
+def _submitted(worker: ScriptedWorker, requests: int) -> bool:
+    return len(worker.submits) == requests
 
 
 async def test_requests_go_where_the_delta_is(store: str) -> None:
