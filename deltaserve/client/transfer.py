@@ -15,6 +15,7 @@ import grpc
 from deltaserve.client.folder import LocalUpload
 from deltaserve.client.retry import Backoff, persistent
 from deltaserve.errors import DataLossError, DeltaServeError, FormatError, UnavailableError
+from deltaserve.rpc.ending import Ending
 from deltaserve.rpc.status import error_from_rpc
 from deltaserve.v1 import models_pb2 as pb
 from deltaserve.v1 import models_pb2_grpc as rpc
@@ -116,6 +117,7 @@ class _Sender:
     async def _send_batch(self, received: dict[str, int]) -> dict[str, int]:
         """Sends what comes next in one call; returns the bytes that are safe of each file then."""
         call = self._stub.UploadChunks(timeout=_CALL_SECONDS)
+        ending = Ending(call)
         try:
             with contextlib.suppress(asyncio.InvalidStateError):  # the call has ended: its status says why
                 async for chunk in self._chunks(received):
@@ -123,7 +125,7 @@ class _Sender:
                 await call.done_writing()
             after = {file.path: file.received for file in (await call).files}
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from None
+            raise error_from_rpc(await ending.error(error)) from None
         finally:
             call.cancel()
         if sum(after.values()) <= sum(received.values()):
