@@ -11,10 +11,13 @@ _PIPED_WIDTH = 120  # columns when nobody's terminal says how wide it is
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """Returns a console for standard output or error, plain and wide enough for tables when it is no terminal."""
-    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    """Returns a console for standard output or error, plain and wide enough for tables when it is no terminal.
+
+    Markup is off: what is printed may be anybody's text, and brackets in it mean nothing.
+    """
+    console = Console(stderr=stderr, highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(stderr=stderr, highlight=False, soft_wrap=False, width=_PIPED_WIDTH)
+        console.width = _PIPED_WIDTH
     return console
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 
 from deltaserve.errors import DeltaServeError, QuotaError, UnavailableError
@@ -13,6 +15,10 @@ def explain(error: DeltaServeError | OSError) -> str:
         return str(error)
     text = error.message
     if error.code is grpc.StatusCode.UNAVAILABLE and "failed to connect" in text:
-        return "no server answers; start one with `deltaserve up --base DIR`, or name one with --server HOST:PORT"
+        found = re.search(r"ipv[46]:(\S+:\d+)", text)
+        return (
+            f"no server answers{f' at {found[1]}' if found else ''}; "
+            "start one with `deltaserve up --base DIR`, or name one with --server HOST:PORT"
+        )
     retry = error.retry_seconds if isinstance(error, QuotaError | UnavailableError) else None
     return f"{text} (try again in {retry:g} s)" if retry else text

@@ -64,7 +64,8 @@ def info(path: Path, as_json: bool) -> None:
 
 def show_manifest(console: Console, manifest: Manifest) -> None:
     """Prints a manifest: what it is, sizes by class and by codec, files, and its report's main figures."""
-    console.print(f"[bold]{manifest.model}@{manifest.revision}[/]  {manifest.base.architecture}, {manifest.created}")
+    console.print(f"{manifest.model}@{manifest.revision}", style="bold", end="  ")
+    console.print(f"{manifest.base.architecture}, {manifest.created}")
     console.print(f"delta of base {manifest.base.fingerprint}\n")
     table = make_table("class", ">tensors", ">parameters", ">checkpoint", ">delta", ">ratio", ">bits/param")
     for name, size in manifest.sizes.by_class.items():
@@ -129,7 +130,8 @@ def _show_headers(console: Console, path: Path, headers: dict[str, TensorHeader]
     for header in headers.values():
         dtypes[header.dtype] += header.bytes
     stored = ", ".join(f"{dtype} {bytes_text(size)}" for dtype, size in sorted(dtypes.items()))
-    console.print(f"[bold]{path.name}[/]  {len(headers)} tensors: {stored}\n")
+    console.print(path.name, style="bold", end="  ")
+    console.print(f"{len(headers)} tensors: {stored}\n")
     packed = any(PLANE_SEPARATOR in name for name in headers)
     table = make_table("class", ">tensors", ">parameters", ">bytes", ">bits/param")
     whole = Tally()

@@ -67,6 +67,7 @@ class Stack:
         self._tell = tell
         self._children: list[_Child] = []
         self._watchers: list[asyncio.Task[None]] = []
+        self._ready = False
         self.address = ""
         self.failure: asyncio.Future[DeltaServeError]
 
@@ -143,13 +144,13 @@ class Stack:
         )
 
     async def _watch(self, child: _Child) -> None:
-        """Starts a service again when it dies, until it dies too often."""
+        """Starts a service again when it dies, unless it dies at the start or too often."""
         deaths: list[float] = []
         while child.process is not None:
             status = await child.process.wait()
             now = time.monotonic()
             deaths = [at for at in deaths if now - at < _RESTART_WINDOW] + [now]
-            if len(deaths) > _RESTARTS or status == 2:  # 2: it does not understand its settings
+            if len(deaths) > _RESTARTS or not self._ready:
                 if not self.failure.done():
                     self.failure.set_result(UnavailableError(_death(child, status), retry_seconds=None))
                 return
@@ -168,6 +169,7 @@ class Stack:
                         f"the services were not ready after {_READY_SECONDS:.0f} s", retry_seconds=None
                     )
                 await asyncio.sleep(0.2)
+        self._ready = True
 
     async def _is_ready(self, client: AsyncClient) -> bool:
         try:

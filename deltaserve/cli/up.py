@@ -96,7 +96,7 @@ async def _serve(options: StackOptions) -> None:
     console.print(f"starting router, compressor and {options.workers} worker(s) on {options.base}")
     try:
         async with Stack(options, console.print) as stack:
-            console.print(f"[bold]ready[/] after {seconds_text(time.monotonic() - started)} at {stack.address}")
+            console.print(f"ready after {seconds_text(time.monotonic() - started)} at {stack.address}", style="bold")
             where = "" if options.logs_here else f", logs in {options.home / 'logs'}"
             console.print(f"store {options.store}{where}")
             console.print(f'try: deltaserve generate {options.base_name} "..." --server {stack.address}; Ctrl-C stops')

@@ -26,14 +26,12 @@ _MAX_CHUNK_BYTES = 2 << 20
 _CALL_BYTES = 64 << 20
 _CALL_SECONDS = 900.0
 _COMMIT_SECONDS = 3600.0  # every byte is read and hashed again
-# StartUpload tells where to go on after any of these, and tells the reason if there is no going on. INTERNAL is among
-# them because grpc.aio reports it, instead of the server's status, when the server ends a call during a write.
+# StartUpload tells where to go on after any of these, and tells the reason if there is no going on
 _RESUMABLE = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.ABORTED,
-    grpc.StatusCode.INTERNAL,
     grpc.StatusCode.OUT_OF_RANGE,
     grpc.StatusCode.DATA_LOSS,
 }

@@ -54,7 +54,7 @@ async def test_an_upload_survives_a_restarted_server(peer: Any, checkpoint: Path
 async def test_a_new_client_continues_a_former_ones_upload(peer: Any, checkpoint: Path) -> None:
     peer.models.break_after = [1000] + [0] * 100
     async with AsyncClient(peer.address, patience=0) as client:
-        with pytest.raises(errors.DeltaServeError):
+        with pytest.raises(errors.UnavailableError, match="restarting"):
             await client.upload(checkpoint)
     before = sum(len(data) for data in contents(peer).values())
     peer.models.break_after, peer.models.calls = [], []
