@@ -167,7 +167,9 @@ class Client:
     async def upload(self, folder: Path, upload_id: str = "u") -> str:
         """Uploads a folder and returns its source URI."""
         started = await self.stub.StartUpload(self.start_request(folder, upload_id))
-        await self.send(folder, upload_id, {f.path: f.received for f in started.files if f.received < f.size})
+        missing = {f.path: f.received for f in started.files if f.received < f.size}
+        if missing:
+            await self.send(folder, upload_id, missing)
         return str((await self.stub.CommitUpload(pb.CommitUploadRequest(upload_id=upload_id))).source_uri)
 
     async def create_job(self, source_uri: str, model: str = "m", job_id: str = "j", **spec: Any) -> pb.Job:

@@ -193,8 +193,13 @@ async def test_contents_other_than_declared(client: Any, tune: Tune, tuned_folde
     error = await client.refused(client.stub.CommitUpload(pb.CommitUploadRequest(upload_id="u")))
     assert isinstance(error, errors.FormatError)
     assert Q_PROJ in error.message
-    other = client.start_request(tuned_folder, "v", config_json=b'{"x": 1}' + b" ")
-    assert isinstance(await client.refused(client.stub.StartUpload(other)), errors.PreconditionError)
+    config = json.loads((tuned_folder / "config.json").read_bytes()) | {"pad_token_id": 9}
+    other = client.start_request(tuned_folder, "v", config_json=json.dumps(config).encode())
+    await client.stub.StartUpload(other)
+    await client.send(tuned_folder, "v", {file.path: 0 for file in other.files})
+    error = await client.refused(client.stub.CommitUpload(pb.CommitUploadRequest(upload_id="v")))
+    assert isinstance(error, errors.FormatError)
+    assert error.field == "config_json"
 
 
 async def test_bytes_other_than_declared_are_dropped_and_sent_again(client: Any, tuned_folder: Path) -> None:

@@ -16,6 +16,7 @@ from deltaserve.delta.reader import DeltaReader
 from deltaserve.rpc.channels import edge_channel
 from deltaserve.rpc.status import error_from_status
 from deltaserve.v1 import models_pb2 as pb
+from deltaserve.v1 import models_pb2_grpc as rpc
 from services.compressor.service import compressor
 from services.compressor.settings import Settings
 
@@ -160,8 +161,6 @@ async def test_health_and_one_process_a_work_folder(settings: Settings) -> None:
 async def test_watchers_are_told_of_a_drain(settings: Settings, tune: Callable[..., Path]) -> None:
     folder = tune("m")
     async with compressor(settings) as host, edge_channel(f"127.0.0.1:{host.port}") as channel:
-        from deltaserve.v1 import models_pb2_grpc as rpc
-
         stub = rpc.ModelServiceStub(channel)
         spec = pb.JobSpec(model="m", source_uri=str(folder))
         await stub.CreateJob(pb.CreateJobRequest(job_id="j", spec=spec))
@@ -176,5 +175,5 @@ async def test_watchers_are_told_of_a_drain(settings: Settings, tune: Callable[.
 
 
 async def _drain(call: Any) -> None:
-    async for _ in call:
+    while await call.read() is not grpc.aio.EOF:
         pass
