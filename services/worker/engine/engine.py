@@ -43,7 +43,7 @@ class Engine:
         self._device = model.weights.embedding.device
         self._arrivals = 0
         self._outputs: list[Output] = []
-        self._stats = StatsReporter(scheduler, deltas, lambda message: self._send(message))  # warm_up swaps it
+        self._stats = StatsReporter(scheduler, deltas, lambda message: self._send(message))  # noqa: PLW0108 - warm_up swaps it
 
     @property
     def idle(self) -> bool:
