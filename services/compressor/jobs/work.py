@@ -8,6 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from deltaserve import telemetry
 from deltaserve.delta.manifest import Manifest
 from deltaserve.errors import DeltaServeError
@@ -18,6 +20,7 @@ from services.compressor.base import Base
 from services.compressor.jobs import compression
 from services.compressor.jobs.held import HeldJob
 from services.compressor.jobs.records import JobRecord
+from services.compressor.pipeline.spec import Options, Policy, Spec
 from services.compressor.sources import Source, Sources
 from services.compressor.uploads.inspection import check_folder, is_packed
 
@@ -75,27 +78,30 @@ class JobWork:
         return source
 
     async def _compress(self, held: HeldJob, source: Source, folder: Path) -> Path:
-        spec, files = held.record.spec, {}
-        for field in ("calibration_uri", "evaluation_uri"):
-            files[field] = await self.sources.open_side_file(
-                str(spec.get(field, "")), source.folder, folder / field, f"spec.{field}"
+        asked = held.record.spec
+        files = {
+            field: await self.sources.open_side_file(
+                str(asked.get(field, "")), source.folder, folder / field, f"spec.{field}"
             )
-        task = compression.Task(
+            for field in ("calibration_uri", "evaluation_uri")
+        }
+        spec = Spec(
             base=self.base.folder,
             tuned=source.folder,
             work=folder / "pipeline",
             model=held.record.model,
+            options=msgspec.convert(asked.get("compression", {}), Options),
+            policy=msgspec.convert(asked.get("policy", {}), Policy),
             calibration=files["calibration_uri"],
             evaluation=files["evaluation_uri"],
-            options=spec.get("compression", {}),
-            policy=spec.get("policy", {}),
             device=self.device,
             threads=self.threads,
+            base_fingerprint=self.base.fingerprint,
         )
         try:
-            return await compression.run(task, held.progressed)
+            return await compression.run(spec, held.progressed)
         except DeltaServeError:
-            held.reported(await asyncio.to_thread(compression.report_of, task))
+            held.reported(await asyncio.to_thread(compression.report_of, spec))
             raise
 
     async def _publish(self, held: HeldJob, packed: Path) -> None:
