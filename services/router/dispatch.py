@@ -74,13 +74,14 @@ class Dispatcher:
         """A worker came, has more room, or knows more."""
         self.dispatch()
 
-    def bounced(self, flights: list[Flight], worker: str, why: str) -> None:
-        """Sends requests that lost their worker to another, unless their client already has output."""
+    def bounced(self, flights: list[Flight], worker: str, error: UnavailableError) -> None:
+        """Sends requests that lost their worker to another, which goes on where the first one stopped."""
         for flight in flights:
-            if flight.started or flight.attempts >= _MOST_ATTEMPTS:
-                flight.fail_lost(worker, why)
+            flight.lost = worker, error
+            if flight.attempts >= _MOST_ATTEMPTS:
+                self._give_up(flight)
             else:
-                log.info("request %s goes to another worker: %s was lost: %s", flight.id, worker, why)
+                log.info("request %s leaves worker %s: %s", flight.id, worker, error.message)
                 self._queue(flight)
         self.dispatch()
 
@@ -108,7 +109,7 @@ class Dispatcher:
                     self._tell(flight, position)
                 elif now - flight.waiting_since > self._settings.no_worker_seconds:
                     self._waiting.remove(flight)
-                    flight.fail(self._no_worker(flight))
+                    self._give_up(flight)
 
     def _pick(self, flight: Flight) -> WorkerLink | None:
         links = {link.name: link for link in self.fleet.serving(flight.target.base_fingerprint)}
@@ -121,7 +122,7 @@ class Dispatcher:
         bisect.insort(self._waiting, flight, key=lambda f: f.order)
 
     def _tell(self, flight: Flight, position: int) -> None:
-        if flight.told == position:
+        if flight.told == position or flight.output.started:
             return
         flight.told = position
         progress = Progress(stage=STAGE_QUEUED, position=position)
@@ -143,10 +144,16 @@ class Dispatcher:
                 expected=flight.target.base_fingerprint,
             )
 
-    def _no_worker(self, flight: Flight) -> UnavailableError:
+    def _give_up(self, flight: Flight) -> None:
+        if flight.lost is not None:
+            worker, error = flight.lost
+            flight.fail_lost(worker, error.message)
+            return
         links = self.fleet.links()
-        return UnavailableError(
-            f"no worker takes requests for the base of model {flight.target.model}: {len(links)} known, "
-            f"{sum(link.connected for link in links)} connected, {sum(link.serving for link in links)} serving",
-            retry_seconds=self._settings.no_worker_seconds,
+        flight.fail(
+            UnavailableError(
+                f"no worker takes requests for the base of model {flight.target.model}: {len(links)} known, "
+                f"{sum(link.connected for link in links)} connected, {sum(link.serving for link in links)} serving",
+                retry_seconds=self._settings.no_worker_seconds,
+            )
         )

@@ -15,6 +15,7 @@ from deltaserve.errors import DeadlineError, DeltaServeError, WorkerLostError
 from deltaserve.v1.inference_pb2 import STAGE_PREFILL, GenerateRequest, GenerateResponse
 from deltaserve.v1.worker_pb2 import Submit
 from services.router.outlet import Outlet
+from services.router.output import Output
 
 _numbers = itertools.count(1)
 
@@ -66,11 +67,11 @@ class Flight:
         span: of the request.
         wire_id: its name on the Session; new for each attempt, so that late output of another is not taken for it.
         attempts: workers it was sent to.
-        tokens: output tokens that went to the outlet.
-        started: whether any output did, so that it cannot begin again elsewhere.
+        output: what went to the outlet.
         prefilled: when the worker began to compute it, as far as is known.
         waiting_since: when it last began to wait here.
         told: position in the queue that its client knows.
+        lost: worker that it was on last, and why it is not any more.
         carrier: the worker it is on; None while it waits here.
         outlet: where frames go.
     """
@@ -85,11 +86,11 @@ class Flight:
     span: Span = INVALID_SPAN
     wire_id: str = ""
     attempts: int = 0
-    tokens: int = 0
-    started: bool = False
+    output: Output = field(default_factory=Output)
     prefilled: float | None = None
     waiting_since: float = 0.0
     told: int | None = None
+    lost: tuple[str, DeltaServeError] | None = None
     carrier: Carrier | None = None
     outlet: Outlet = field(init=False)
     _clock: asyncio.TimerHandle | None = field(default=None, init=False)
@@ -119,7 +120,10 @@ class Flight:
             request=self.request,
             traceparent=telemetry.traceparent(self.span),
             seed=self.seed,
+            resume=self.output.resume(),
         )
+        if self.prefilled is not None:
+            message.request.ClearField("max_queue_wait")  # was kept the first time
         message.age.FromNanoseconds(int((now - self.arrived) * 1e9))
         if self.deadline is not None:
             message.remaining_ms = max(0, int((self.deadline - now) * 1000))
@@ -127,39 +131,27 @@ class Flight:
 
     def deliver(self, frames: Sequence[GenerateResponse], now: float) -> bool:
         """Takes frames from the worker; returns True when the last one was among them."""
-        done = False
-        for frame in frames:
-            kind = frame.WhichOneof("frame")
-            if kind == "chunk":
-                self.tokens += len(frame.chunk.token_ids)
-                self.started = True
-            elif kind in {"finished", "summary"}:
-                self.started = True
-                if kind == "summary":
-                    done = True
-                    self.span.set_attribute(telemetry.INPUT_TOKENS, frame.summary.usage.prompt_tokens)
-                    self.span.set_attribute(telemetry.OUTPUT_TOKENS, frame.summary.usage.completion_tokens)
-            if self.prefilled is None and (self.started or frame.progress.stage == STAGE_PREFILL):
-                self.prefilled = now
-                self.stop_clock()
-        self.outlet.put(frames)
-        if done:
-            self.outlet.finish()
-        return done
+        if self.prefilled is None and any(_is_computing(frame) for frame in frames):
+            self.prefilled = now
+            self.stop_clock()
+        self.outlet.put([frame for frame in frames if self.output.admit(frame)])
+        if not frames or not frames[-1].HasField("summary"):
+            return False
+        usage = frames[-1].summary.usage
+        self.span.set_attribute(telemetry.INPUT_TOKENS, usage.prompt_tokens)
+        self.span.set_attribute(telemetry.OUTPUT_TOKENS, usage.completion_tokens)
+        self.outlet.finish()
+        return True
 
     def fail(self, error: DeltaServeError) -> None:
         """Ends the stream with `error` after the frames that wait."""
         self.outlet.finish(error)
 
     def fail_lost(self, worker: str, why: str) -> None:
-        """Ends the stream because its worker is gone."""
-        self.fail(
-            WorkerLostError(
-                f"worker {worker} was lost after {self.tokens} output tokens: {why}; send the request again",
-                tokens_emitted=self.tokens,
-                worker=worker,
-            )
-        )
+        """Ends the stream because its worker is gone and no other goes on with it."""
+        tokens = self.output.tokens
+        text = f"worker {worker} was lost after {tokens} output tokens: {why}; send the request again"
+        self.fail(WorkerLostError(text, tokens_emitted=tokens, worker=worker))
 
     def stop_clock(self) -> None:
         """Lets go of max_queue_wait."""
@@ -174,3 +166,7 @@ class Flight:
     def _waited_too_long(self, limit: float) -> None:
         text = f"request {self.id} was not begun within its max_queue_wait of {limit:g} s"
         self.outlet.cut(DeadlineError(text, max_queue_wait_seconds=limit))
+
+
+def _is_computing(frame: GenerateResponse) -> bool:
+    return not frame.HasField("progress") or frame.progress.stage == STAGE_PREFILL

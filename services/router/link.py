@@ -10,7 +10,7 @@ from typing import Protocol
 import grpc
 
 from deltaserve import telemetry
-from deltaserve.errors import DeltaServeError, DrainingError, UnavailableError
+from deltaserve.errors import DeltaServeError, UnavailableError
 from deltaserve.rpc.channels import internal_channel
 from deltaserve.rpc.status import error_from_rpc, error_from_status
 from deltaserve.v1.inference_pb2 import Tier as TierValue
@@ -34,6 +34,7 @@ from services.router.session import Session, open_session
 log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.1, 2.0  # seconds
+_REFUSAL_SECONDS = 1.0  # a worker that refused a request is left alone for so long
 _SERVICE_WEIGHT = 0.1  # of one more request in the mean service time
 
 
@@ -43,7 +44,7 @@ class LinkListener(Protocol):
     def changed(self) -> None:
         """A worker came, has more room, or knows more."""
 
-    def bounced(self, flights: list[Flight], worker: str, why: str) -> None:
+    def bounced(self, flights: list[Flight], worker: str, error: UnavailableError) -> None:
         """These flights are on no worker any more: it was lost, or refused them."""
 
 
@@ -70,7 +71,7 @@ class WorkerLink:
         self._listener = listener
         self._session: Session | None = None
         self._channel: grpc.aio.Channel | None = None
-        self._refuses = False
+        self._refused_until = float("-inf")
         self._tiers: dict[str, Tier] = {}
         self._service_seconds = 1.0
 
@@ -87,7 +88,11 @@ class WorkerLink:
     @property
     def serving(self) -> bool:
         """Whether it may be sent new requests."""
-        return self.connected and not (self.drained or self._refuses or self.report.draining)
+        return self.connected and not (self.drained or self.report.draining or self._refuses)
+
+    @property
+    def _refuses(self) -> bool:
+        return asyncio.get_running_loop().time() < self._refused_until
 
     async def run(self) -> None:
         """Keeps a Session open until cancelled, with growing pauses between attempts that fail."""
@@ -115,6 +120,8 @@ class WorkerLink:
         flight.span.set_attribute(telemetry.WORKER, self.name)
         self.flights[flight.wire_id] = flight
         self._send(SessionRequest(submit=message))
+        if flight.outlet.paused:
+            self.pause(flight, True)
 
     def abort(self, flight: Flight) -> None:
         """Takes a flight back, if the worker still has it."""
@@ -181,7 +188,6 @@ class WorkerLink:
                 self._listener.changed()
         elif message.HasField("state"):
             self.report = message.state
-            self._refuses = False
             self._tiers = {r.revision: Tier(r.tier) for r in message.state.residency}
             self._listener.changed()
 
@@ -193,31 +199,30 @@ class WorkerLink:
         if flight.deliver(output.frames, now):
             spent = now - (flight.prefilled or now)
             self._service_seconds += _SERVICE_WEIGHT * (spent - self._service_seconds)
-        elif output.error_status:
-            self._fail(flight, error_from_status(output.error_status))
-        else:
+        elif not output.error_status:
             return False
-        self.flights.pop(flight.wire_id, None)
+        self.flights.pop(output.request_id, None)
+        if output.error_status:
+            self._fail(flight, error_from_status(output.error_status))
         return True
 
     def _fail(self, flight: Flight, error: DeltaServeError) -> None:
         flight.carrier = None
-        if isinstance(error, DrainingError) and not flight.started:
-            self._refuses = True
-            self.flights.pop(flight.wire_id, None)
-            self._listener.bounced([flight], self.name, error.message)
+        if isinstance(error, UnavailableError):  # draining, full, or its engine died
+            self._refused_until = asyncio.get_running_loop().time() + _REFUSAL_SECONDS
+            self._listener.bounced([flight], self.name, error)
         else:
             flight.fail(error)
 
     def _hang_up(self, why: str) -> bool:
         """Forgets the Session; returns whether there was one."""
         was_up, self._session, self._channel = self.connected, None, None
-        self.report, self._tiers, self._refuses, self.pins = StateReport(), {}, False, set()
+        self.report, self._tiers, self.pins = StateReport(), {}, set()
         lost, self.flights = list(self.flights.values()), {}
         for flight in lost:
             flight.carrier = None
         if lost:
-            self._listener.bounced(lost, self.name, why)
+            self._listener.bounced(lost, self.name, UnavailableError(why))
         return was_up
 
     def _send(self, message: SessionRequest) -> None:

@@ -41,6 +41,11 @@ class Outlet:
         self._closed = False
         self._error: DeltaServeError | None = None
 
+    @property
+    def paused(self) -> bool:
+        """Whether the worker was told to wait for the client."""
+        return self._paused is not None
+
     def put(self, frames: Iterable[GenerateResponse]) -> None:
         """Queues frames; those that come after the end are dropped."""
         if self._closed:

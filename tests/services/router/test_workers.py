@@ -71,11 +71,12 @@ async def first_chunk(call: object) -> pb.Chunk:
             return frame.chunk  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(("how", "seconds"), [(signal.SIGKILL, 0.5), (signal.SIGSTOP, 3.5)])
-async def test_a_worker_lost_mid_stream_is_told_with_the_tokens_so_far(
-    store: str, how: signal.Signals, seconds: float
-) -> None:
-    async with worker_process("w0") as (process, port), routing(store, [f"127.0.0.1:{port}"]) as (router, client):
+@pytest.mark.parametrize(("how", "seconds"), [(signal.SIGKILL, 1.5), (signal.SIGSTOP, 4.0)])
+async def test_a_lost_worker_is_told_with_the_tokens_so_far(store: str, how: signal.Signals, seconds: float) -> None:
+    async with (
+        worker_process("w0") as (process, port),
+        routing(store, [f"127.0.0.1:{port}"], no_worker_seconds=0.2) as (router, client),
+    ):
         await connected(router)
         call = client.generate()
         assert (await first_chunk(call)).text == "w0"
@@ -90,6 +91,32 @@ async def test_a_worker_lost_mid_stream_is_told_with_the_tokens_so_far(
             async with worker_process("w1", port):
                 await connected(router)
                 assert (await first_chunk(client.generate())).text == "w1"
+
+
+async def test_a_stream_goes_on_where_its_worker_was_lost(store: str, worker: ScriptedWorker) -> None:
+    async def script(worker: ScriptedWorker, submit: wpb.Submit) -> None:
+        worker.emit(submit.request_id, progress(pb.STAGE_LOADING), progress(pb.STAGE_PREFILL))
+        worker.emit(submit.request_id, chunk(" more", 2), chunk("x", 7, index=1), *ending(worker, submit, 3))
+
+    worker.script = script
+    worker.state.draining = True  # not yet
+    async with (
+        worker_process("a") as (process, first),
+        serve(worker) as second,
+        routing(store, [f"127.0.0.1:{first}", f"127.0.0.1:{second}"]) as (router, client),
+    ):
+        await connected(router, 2)
+        call = client.generate(sampling=pb.SamplingParams(n=2), max_queue_wait=Duration(seconds=5))
+        assert await first_chunk(call) == chunk("a", 1).chunk
+        worker.state.draining = False
+        process.kill()
+        frames = await rest(call)
+    (submit,) = worker.submits
+    assert [list(tokens.ids) for tokens in submit.resume] == [[1]]
+    assert submit.seed > 0
+    assert not submit.request.HasField("max_queue_wait")
+    assert [f.WhichOneof("frame") for f in frames] == ["chunk", "chunk", "finished", "summary"]
+    assert frames[-1].summary.worker == "w0"
 
 
 async def test_a_request_without_output_goes_to_another_worker_unseen(store: str, worker: ScriptedWorker) -> None:

@@ -1,0 +1,79 @@
+"""Spans of requests, received in memory through the SDK's own exporter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from deltaserve import telemetry
+from deltaserve.errors import InvalidArgumentError
+from deltaserve.v1 import inference_pb2 as pb
+from deltaserve.v1 import worker_pb2 as wpb
+
+from .conftest import BASE_NAME, ScriptedWorker, connected, failure, publish, rest, routing, serve, until
+
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)  # a process has one, set once
+    yield spans
+    provider.shutdown()
+
+
+async def test_a_request_is_a_span_below_its_clients_and_above_its_workers(
+    store: str, worker: ScriptedWorker, exporter: InMemorySpanExporter
+) -> None:
+    name = await publish(store, "m")
+    async with serve(worker) as port, routing(store, [f"127.0.0.1:{port}"]) as (router, client):
+        await connected(router)
+        request = pb.GenerateRequest(model="m", text="a b", client_request_id="req")
+        parent = (("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),)
+        await rest(client.inference.Generate(request, metadata=parent))
+        await until(exporter.get_finished_spans)
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.kind, span.status.status_code) == ("text_completion m", SpanKind.SERVER, StatusCode.UNSET)
+    assert span.context is not None
+    assert f"{span.context.trace_id:032x}" == TRACE
+    assert worker.submits[0].traceparent == f"00-{TRACE}-{span.context.span_id:016x}-01"
+    expected = {
+        telemetry.REQUEST_MODEL: "m",
+        telemetry.RESPONSE_ID: "req",
+        telemetry.REVISION: name,
+        telemetry.WORKER: "w0",
+        telemetry.INPUT_TOKENS: 3,
+        telemetry.OUTPUT_TOKENS: 2,
+    }
+    assert expected.items() <= dict(span.attributes or {}).items()
+    assert [event.name for event in span.events] == ["submitted"]
+
+
+async def test_failed_and_cancelled_requests_are_errors(
+    store: str, worker: ScriptedWorker, exporter: InMemorySpanExporter
+) -> None:
+    async def script(worker: ScriptedWorker, submit: wpb.Submit) -> None:
+        if submit.request.text == "bad":
+            worker.emit(submit.request_id, error=InvalidArgumentError("no"))
+
+    worker.script = script
+    async with serve(worker) as port, routing(store, [f"127.0.0.1:{port}"]) as (router, client):
+        await connected(router)
+        await failure(client.generate("bad", model=BASE_NAME))
+        call = client.generate("hangs")
+        await call.read()
+        call.cancel()
+        await until(lambda: len(exporter.get_finished_spans()) == 2)
+    failed, cancelled = exporter.get_finished_spans()
+    assert failed.status.status_code is cancelled.status.status_code is StatusCode.ERROR
+    assert dict(failed.attributes or {})[telemetry.ERROR_TYPE] == "INVALID_ARGUMENT"
+    assert dict(cancelled.attributes or {})[telemetry.ERROR_TYPE] == "CancelledError"
