@@ -194,7 +194,8 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteRevision(self, request, context):
-        """Takes a revision out of the store. Streams that use it go on to their end.
+        """Takes a revision out of the store. Streams that use it go on to their end. Its number is not used again.
+        FAILED_PRECONDITION while an alias needs it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,7 +71,9 @@ class ModelServiceStub:
     GetRevision: _grpc.UnaryUnaryMultiCallable[_models_pb2.GetRevisionRequest, _models_pb2.GetRevisionResponse]
     """One published revision with its manifest and quality report."""
     DeleteRevision: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteRevisionRequest, _models_pb2.DeleteRevisionResponse]
-    """Takes a revision out of the store. Streams that use it go on to their end."""
+    """Takes a revision out of the store. Streams that use it go on to their end. Its number is not used again.
+    FAILED_PRECONDITION while an alias needs it.
+    """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_models_pb2.SetAliasRequest, _models_pb2.SetAliasResponse]
     """Points an alias at a model or revision, or removes it. Takes effect for new requests within a few seconds."""
     PinModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.PinModelRequest, _models_pb2.PinModelResponse]
@@ -120,7 +122,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetRevision: _aio.UnaryUnaryMultiCallable[_models_pb2.GetRevisionRequest, _models_pb2.GetRevisionResponse]  # type: ignore[assignment]
     """One published revision with its manifest and quality report."""
     DeleteRevision: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteRevisionRequest, _models_pb2.DeleteRevisionResponse]  # type: ignore[assignment]
-    """Takes a revision out of the store. Streams that use it go on to their end."""
+    """Takes a revision out of the store. Streams that use it go on to their end. Its number is not used again.
+    FAILED_PRECONDITION while an alias needs it.
+    """
     SetAlias: _aio.UnaryUnaryMultiCallable[_models_pb2.SetAliasRequest, _models_pb2.SetAliasResponse]  # type: ignore[assignment]
     """Points an alias at a model or revision, or removes it. Takes effect for new requests within a few seconds."""
     PinModel: _aio.UnaryUnaryMultiCallable[_models_pb2.PinModelRequest, _models_pb2.PinModelResponse]  # type: ignore[assignment]
@@ -232,7 +236,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.DeleteRevisionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.DeleteRevisionResponse, _abc.Awaitable[_models_pb2.DeleteRevisionResponse]]:
-        """Takes a revision out of the store. Streams that use it go on to their end."""
+        """Takes a revision out of the store. Streams that use it go on to their end. Its number is not used again.
+        FAILED_PRECONDITION while an alias needs it.
+        """
 
     @_abc_1.abstractmethod
     def SetAlias(
