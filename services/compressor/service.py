@@ -89,7 +89,7 @@ def _assemble(
     intake = Intake(identity, base, sources, job_log, revisions)
     servicer = ModelServicer(base, uploads, intake, board, runner, revisions)
     keep_seconds = settings.upload_keep_hours * 3600
-    return servicer, [_register(store, base, registered), _expire(uploads, job_log, keep_seconds)]
+    return servicer, [_register(store, base, registered), _expire(uploads, doing, job_log, keep_seconds)]
 
 
 async def _register(store: Store, base: Base, registered: asyncio.Future[None]) -> None:
@@ -107,11 +107,13 @@ async def _register(store: Store, base: Base, registered: asyncio.Future[None]) 
             return
 
 
-async def _expire(uploads: Uploads, job_log: JobLog, keep_seconds: float) -> None:
-    """Deletes old uploads, now and then, except those that a job still needs."""
+async def _expire(uploads: Uploads, work: JobWork, job_log: JobLog, keep_seconds: float) -> None:
+    """Deletes what nothing needs any more, now and then: old uploads that no job waits for, work of ended jobs."""
     while True:
         try:
-            waiting = [record.source_uri for record in await job_log.all() if not record.ended]
+            records = await job_log.all()
+            await work.sweep(records)
+            waiting = [record.source_uri for record in records if not record.ended]
             keep = {uri.removeprefix(UPLOAD_SCHEME) for uri in waiting if uri.startswith(UPLOAD_SCHEME)}
             expired = await asyncio.to_thread(uploads.expire, time.time() - keep_seconds, keep)
             if expired:

@@ -7,12 +7,15 @@ key, and exactly one of them succeeds: the other learns that the job is not its 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import Any
 
-from deltaserve.errors import NotFoundError, PreconditionError
+from deltaserve.errors import FormatError, NotFoundError, PreconditionError
 from deltaserve.store import Store, job_prefix
 from services.compressor.jobs.records import JobRecord, dump_record, following, parse_record
+
+log = logging.getLogger(__name__)
 
 _CANCEL_FILE = "cancel"
 _READS_AT_ONCE = 16
@@ -66,6 +69,9 @@ class JobLog:
                     return await self.latest(job_id)
                 except NotFoundError:
                     return None  # a folder without a record, such as that of a create that was cut off
+                except FormatError as error:  # of a newer version, say: it must not stop all other jobs
+                    log.warning("job %s is ignored: %s", job_id, error)
+                    return None
 
         found = await asyncio.gather(*(read(job_id) for job_id in await self._store.list_folders("jobs/")))
         return sorted((r for r in found if r is not None), key=lambda r: (r.created, r.job_id))

@@ -83,6 +83,8 @@ class JobRunner:
                     await self._take()
                 except DeltaServeError as error:
                     log.warning("cannot look for jobs, trying again: %s", error)
+                except Exception:  # whatever it is, later jobs must be taken
+                    log.exception("cannot look for jobs, trying again")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), self._options.poll_seconds)
         finally:
@@ -144,7 +146,10 @@ class JobRunner:
                     await held.append(state="queued", owner="")
             raise
         log.info("job %s: %s %s", job_id, held.record.state, held.record.revision)
-        await self._forget(held.record)
+        try:
+            await self._forget(held.record)
+        except (DeltaServeError, OSError) as error:  # the job has ended as it has; leftovers are swept later
+            log.warning("job %s: cannot clean up: %s", job_id, error)
 
     async def _attempt(self, held: HeldJob) -> None:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,12 @@ class JobWork:
         await asyncio.to_thread(shutil.rmtree, self.folder / record.job_id, ignore_errors=True)
         if record.state != "succeeded" and record.revision:
             await publication.withdraw(self.store, RevisionName(record.model, record.revision))
+
+    async def sweep(self, records: Iterable[JobRecord]) -> None:
+        """Deletes work folders of jobs that have ended elsewhere, or whose clean-up was cut off."""
+        for record in records:
+            if record.ended:
+                await asyncio.to_thread(shutil.rmtree, self.folder / record.job_id, ignore_errors=True)
 
     async def _source(self, held: HeldJob, folder: Path) -> Source:
         source = await self.sources.open(held.record.source_uri, folder / "source")
