@@ -3,11 +3,11 @@ ARG PYTHON=python:3.12-slim-bookworm
 
 FROM ${PYTHON} AS common
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN useradd --create-home --uid 10001 deltaserve && mkdir -p /data && chown deltaserve /data
+RUN useradd --create-home --uid 10001 deltaserve && mkdir -p /data /store && chown deltaserve /data /store
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY deltaserve ./deltaserve
-VOLUME /data
+VOLUME /data /store
 
 FROM common AS router
 RUN pip install -c constraints.txt '.[router]'
@@ -25,12 +25,12 @@ FROM torch AS compressor
 RUN pip install -c constraints.txt '.[compressor]'
 COPY services/compressor ./services/compressor
 USER deltaserve
-EXPOSE 50052
+EXPOSE 50053
 ENTRYPOINT ["python", "-m", "services.compressor"]
 
 FROM torch AS worker
 RUN pip install -c constraints.txt '.[worker]'
 COPY services/worker ./services/worker
 USER deltaserve
-EXPOSE 50053
+EXPOSE 50052
 ENTRYPOINT ["python", "-m", "services.worker"]

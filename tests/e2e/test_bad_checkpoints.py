@@ -56,7 +56,10 @@ async def test_a_wrong_shape_is_refused_with_both_shapes(system: System, altered
 
 
 async def test_a_missing_tensor_is_refused(system: System, altered: Altered) -> None:
-    error = await _refused(system, altered(lambda tensors: tensors.pop(QUERY) and None))
+    def drop(tensors: dict[str, torch.Tensor]) -> None:
+        del tensors[QUERY]
+
+    error = await _refused(system, altered(drop))
     assert QUERY in error.message
 
 

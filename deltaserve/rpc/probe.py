@@ -1,0 +1,26 @@
+"""`python -m deltaserve.rpc.probe HOST:PORT`: exit status 0 when the server there says SERVING; for health checks."""
+
+from __future__ import annotations
+
+import sys
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+_SECONDS = 3.0
+
+
+def probe(address: str) -> str:
+    """Returns the server's overall health as its name in the health protocol, or what kept it from answering."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_SECONDS)
+        except grpc.RpcError as error:
+            return str(error.code().name if isinstance(error, grpc.Call) else error)
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
+if __name__ == "__main__":
+    state = probe(sys.argv[1])
+    sys.stdout.write(f"{state}\n")
+    sys.exit(state != "SERVING")
