@@ -11,6 +11,8 @@ import logging
 import time
 from typing import Any
 
+import msgspec
+
 from deltaserve.errors import FormatError, NotFoundError, PreconditionError
 from deltaserve.store import Store, job_prefix
 from services.compressor.jobs.records import JobRecord, dump_record, following, parse_record
@@ -28,7 +30,7 @@ class LostJobError(PreconditionError):
 
 
 class JobLog:
-    """Reads and appends job records. Records of ended jobs are kept in memory, since nothing follows them."""
+    """Reads and appends job records. Ended jobs are kept in memory (without reports), since nothing follows them."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -49,29 +51,29 @@ class JobLog:
 
     async def latest(self, job_id: str) -> JobRecord:
         """Returns the newest record of a job. Raises NotFoundError."""
-        if job_id in self._ended:
-            return self._ended[job_id]
         keys = [o.key for o in await self._store.list(job_prefix(job_id)) if o.key.endswith(".json")]
         if not keys:
             raise NotFoundError(f"there is no job {job_id!r}", kind="job", name=job_id)
-        record = parse_record(await self._store.get(keys[-1]))
-        if record.ended:
-            self._ended[job_id] = record
-        return record
+        return parse_record(await self._store.get(keys[-1]))
 
     async def all(self) -> list[JobRecord]:
-        """Returns the newest record of every job, oldest job first."""
+        """Returns the newest record of every job, oldest job first; those of ended jobs lack their reports."""
         gate = asyncio.Semaphore(_READS_AT_ONCE)
 
         async def read(job_id: str) -> JobRecord | None:
+            if job_id in self._ended:
+                return self._ended[job_id]
             async with gate:
                 try:
-                    return await self.latest(job_id)
+                    record = await self.latest(job_id)
                 except NotFoundError:
                     return None  # a folder without a record, such as that of a create that was cut off
                 except FormatError as error:  # of a newer version, say: it must not stop all other jobs
                     log.warning("job %s is ignored: %s", job_id, error)
                     return None
+            if record.ended:
+                self._ended[job_id] = msgspec.structs.replace(record, report="")
+            return record
 
         found = await asyncio.gather(*(read(job_id) for job_id in await self._store.list_folders("jobs/")))
         return sorted((r for r in found if r is not None), key=lambda r: (r.created, r.job_id))

@@ -118,7 +118,8 @@ def packed_folder(base_folder: Path, tuned_folder: Path, tmp_path_factory: pytes
 class Client:
     """The calls a client makes, with what a test wants to vary."""
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, settings: Settings) -> None:
+        self.settings = settings
         self.stub = rpc.ModelServiceStub(channel)
 
     def start_request(self, folder: Path, upload_id: str = "u", **changes: Any) -> pb.StartUploadRequest:
@@ -195,7 +196,7 @@ def settings(base_folder: Path, tmp_path: Path) -> Settings:
 async def client(settings: Settings) -> AsyncIterator[Client]:
     """A client of a compressor that runs in this process, over a real socket."""
     async with compressor(settings) as host, edge_channel(f"127.0.0.1:{host.port}") as channel:
-        yield Client(channel)
+        yield Client(channel, settings)
 
 
 class Service:
@@ -207,6 +208,12 @@ class Service:
         self.log: list[str] = []
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """Id of the running process."""
+        assert self._process is not None
+        return self._process.pid
 
     async def start(self) -> None:
         """Starts the process and waits until it serves."""
@@ -250,7 +257,7 @@ class Service:
     async def client(self) -> AsyncIterator[Client]:
         """A client of the running process."""
         async with edge_channel(f"127.0.0.1:{self.port}") as channel:
-            yield Client(channel)
+            yield Client(channel, self.settings)
 
 
 @pytest.fixture
