@@ -17,7 +17,8 @@ def probe(address: str) -> str:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=_SECONDS)
         except grpc.RpcError as error:
             code = getattr(error, "code", None)  # a failed call is an RpcError and a Call, which stubs do not say
-            return f"{code().name}" if callable(code) else str(error)
+            name: str = code().name if callable(code) else str(error)
+            return name
     return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
 
 
