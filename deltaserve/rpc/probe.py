@@ -19,7 +19,7 @@ def probe(address: str) -> str:
             code = getattr(error, "code", None)  # a failed call is an RpcError and a Call, which stubs do not say
             name: str = code().name if callable(code) else str(error)
             return name
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
 
 
 if __name__ == "__main__":
