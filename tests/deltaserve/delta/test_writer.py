@@ -1,0 +1,154 @@
+"""Writing deltas: parts, restarts, determinism."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from deltaserve.delta.checkpoint import Checkpoint
+from deltaserve.delta.headers import read_header
+from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE, Manifest
+from deltaserve.delta.packed import PackedTensor
+from deltaserve.delta.writer import DeltaWriter
+from deltaserve.errors import FormatError, InvalidArgumentError
+
+from .packing_up import identity, pack_all
+
+Pair = tuple[Checkpoint, Checkpoint]
+
+
+def finish(writer: DeltaWriter, out: Path, pair: Pair) -> Manifest:
+    return writer.finish(
+        out,
+        identity(*pair),
+        files=pair[1].side_files(),
+        base_files=pair[0].side_files(),
+        compression={"codec": "int2"},
+        report={"kl": 0.5},
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_bytes_do_not_depend_on_how_the_work_was_split(pair: Pair, tmp_path: Path) -> None:
+    tensors = pack_all(*pair, "int2")
+    once, twice = DeltaWriter(tmp_path / "once"), DeltaWriter(tmp_path / "twice")
+    once.add_part("all", tensors)
+    for number, tensor in enumerate(reversed(tensors)):
+        twice.add_part(f"part-{number}", [tensor])
+    twice = DeltaWriter(tmp_path / "twice")  # a restart
+    twice.add_part("part-3", [tensors[len(tensors) - 4]])  # done again
+    manifest = finish(once, tmp_path / "a", pair)
+    assert finish(twice, tmp_path / "b", pair) == manifest
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert finish(twice, tmp_path / "b", pair) == manifest
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_payload_is_plain_safetensors_in_model_order(pair: Pair, tmp_path: Path) -> None:
+    tensors = pack_all(*pair, "int2")
+    writer = DeltaWriter(tmp_path / "parts")
+    writer.add_part("all", tensors)
+    manifest = finish(writer, tmp_path / "out", pair)
+    found = load_file(tmp_path / "out" / DELTA_FILE)
+    for tensor in tensors:
+        for plane, values in tensor.planes.items():
+            assert torch.equal(found[f"{tensor.entry.name}::{plane}"], values)
+    headers = read_header(tmp_path / "out" / DELTA_FILE)
+    assert next(iter(headers.values())).begin % 64 == 0
+    order = [entry.name for entry in manifest.tensors]
+    assert order[0] == "model.embed_tokens.weight"
+    assert order[-1] == "model.norm.weight"
+    assert max(i for i, n in enumerate(order) if ".0." in n) < min(i for i, n in enumerate(order) if ".1." in n)
+    assert list(dict.fromkeys(name.partition("::")[0] for name in headers)) == order
+
+
+def test_layers_are_ordered_by_number() -> None:
+    from deltaserve.delta.layout import model_order
+
+    names = [
+        "lm_head.weight",
+        "model.norm.weight",
+        "model.layers.10.a",
+        "model.layers.9.a",
+        "model.embed_tokens.weight",
+    ]
+    assert sorted(names, key=model_order) == names[::-1]
+
+
+def test_sizes_count_everything(pair: Pair, tmp_path: Path) -> None:
+    writer = DeltaWriter(tmp_path / "parts")
+    writer.add_part("all", pack_all(*pair, "int2"))
+    manifest = finish(writer, tmp_path / "out", pair)
+    sizes = manifest.sizes
+    assert sizes.checkpoint_bytes == sum(header.bytes for header in pair[1].tensors.values())
+    assert sizes.parameters == sum(header.elements for header in pair[1].tensors.values())
+    stored = [path for path in (tmp_path / "out").iterdir() if path.name != MANIFEST_FILE]
+    assert sizes.delta_bytes == sum(path.stat().st_size for path in stored)
+    assert {kind: size.tensors for kind, size in sizes.by_class.items()} == {"embedding": 1, "linear": 14, "norm": 5}
+
+
+def test_files_equal_to_the_base_s_are_named_only(pair: Pair, tmp_path: Path) -> None:
+    (pair[1].folder / "tokenizer.json").write_text("another")
+    writer = DeltaWriter(tmp_path / "parts")
+    writer.add_part("all", pack_all(*pair, "int2"))
+    manifest = finish(writer, tmp_path / "out", pair)
+    assert {file.path: file.source for file in manifest.files} == {
+        DELTA_FILE: "delta",
+        "config.json": "base",
+        "tokenizer.json": "delta",
+    }
+    assert set(contents(tmp_path / "out")) == {DELTA_FILE, MANIFEST_FILE, "tokenizer.json"}
+
+
+def test_parts_are_read_back_whole(pair: Pair, tmp_path: Path) -> None:
+    tensors = pack_all(*pair, "int3")
+    writer = DeltaWriter(tmp_path)
+    writer.add_part("layer-0", tensors[:4])
+    assert set(writer.parts()) == {"layer-0"}
+    for left, right in zip(writer.read_part("layer-0"), tensors[:4], strict=True):
+        assert left.entry == right.entry
+        assert torch.equal(left.decode(), right.decode())
+    writer.drop_part("layer-0")
+    assert writer.parts() == {}
+    with pytest.raises(FormatError, match="no part"):
+        writer.read_part("layer-0")
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
+def test_damaged_parts_are_dropped(pair: Pair, tmp_path: Path, damage: str) -> None:
+    tensors = pack_all(*pair, "int3")
+    writer = DeltaWriter(tmp_path)
+    writer.add_part("good", tensors[:2])
+    writer.add_part("bad", tensors[2:4])
+    (path,) = tmp_path.glob("bad*")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes({"flip": bytes(data), "truncate": bytes(data[:-1]), "empty": b""}[damage])
+    assert set(DeltaWriter(tmp_path).parts()) == {"good"}
+
+
+def test_temporary_files_of_a_killed_writer_are_no_parts(pair: Pair, tmp_path: Path) -> None:
+    (tmp_path / ".tmp-0123").write_bytes(b"half")
+    assert DeltaWriter(tmp_path).parts() == {}
+
+
+def test_a_tensor_may_be_in_one_part_only(pair: Pair, tmp_path: Path) -> None:
+    tensors: list[PackedTensor] = pack_all(*pair, "int2")
+    writer = DeltaWriter(tmp_path / "parts")
+    with pytest.raises(InvalidArgumentError, match="no parts"):
+        finish(writer, tmp_path / "out", pair)
+    writer.add_part("a", tensors)
+    writer.add_part("b", tensors[:1])
+    with pytest.raises(InvalidArgumentError, match="two parts"):
+        finish(writer, tmp_path / "out", pair)
+
+
+def test_part_names_cannot_leave_the_folder(pair: Pair, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError):
+        DeltaWriter(tmp_path).add_part("../x", [])
