@@ -26,6 +26,7 @@ from deltaserve.cli.stack import Stack, StackOptions
 from deltaserve.client import AsyncClient, error_of_job
 from deltaserve.delta.manifest import Manifest, parse_manifest
 from deltaserve.errors import DeltaServeError
+from deltaserve.v1.inference_pb2 import TIER_DEVICE
 
 EXAMPLES = Path(__file__).parent
 BASE = EXAMPLES / "models" / "base"
@@ -33,7 +34,7 @@ HOME = EXAMPLES.parent / ".deltaserve" / "demo"
 UPLOADED = "conj_fr"
 PACKED = ("g2p", "section")
 PROMPTS_EACH = 2
-BASE_PROMPTS = ("The package manager installs", "A dictionary is a book that")
+BASE_PROMPTS = ("The package manager installs", "This library provides a")
 SPECIAL = ("<|task|>", "<|answer|>")
 
 
@@ -110,7 +111,8 @@ async def register_packed(console: Console, client: AsyncClient) -> None:
         error = error_of_job(await client.wait_for_job(job.job_id))
         if error is not None:
             raise error
-        console.print(f"{name}: verified and published")
+        await client.place(name, TIER_DEVICE)  # ahead of requests; without it the first request waits for the delta
+        console.print(f"{name}: verified, published, and on its way into the worker's memory")
 
 
 async def show_streams(console: Console, client: AsyncClient) -> None:
@@ -122,7 +124,7 @@ async def show_streams(console: Console, client: AsyncClient) -> None:
         await asyncio.gather(*(stream(client, line, run, live) for line in run.lines))
         run.seconds = time.monotonic() - started
         watching.cancel()
-    console.print("\nfirst pieces in the order they arrived: " + " ".join(run.order[:40]))
+    console.print("\nfirst pieces in the order they arrived: " + " ".join(run.order[:36]))
     console.print(
         f"{len(run.lines)} streams of 4 models took {seconds_text(run.seconds)} together; "
         f"up to {run.most_running} of them were seen in one step of the one engine"
@@ -130,8 +132,9 @@ async def show_streams(console: Console, client: AsyncClient) -> None:
 
 
 async def stream(client: AsyncClient, line: Line, run: Run, live: Live) -> None:
-    """Streams one generation into its line."""
-    async with client.generate(line.model, line.prompt, temperature=0, max_tokens=40) as generation:
+    """Streams one generation into its line: fine-tunes answer greedily, the base tells a story."""
+    temperature = 0.0 if line.targets else 0.7
+    async with client.generate(line.model, line.prompt, temperature=temperature, seed=5, max_tokens=48) as generation:
         async for piece in generation.text():
             line.text += piece
             run.order.append(line.model)

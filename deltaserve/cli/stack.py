@@ -126,7 +126,7 @@ class Stack:
         )  # fmt: skip
 
     def _add(self, name: str, module: str, *flags: str) -> None:
-        self._children.append(_Child(name, [sys.executable, "-m", module, *flags]))
+        self._children.append(_Child(name, [sys.executable, "-m", "deltaserve.cli.child", module, *flags]))
 
     async def _start(self, child: _Child) -> None:
         if self._options.logs_here:
@@ -140,7 +140,7 @@ class Stack:
     async def _spawn(self, child: _Child, output: int | None) -> asyncio.subprocess.Process:
         # a process group of its own: Ctrl-C in the terminal reaches us alone, and we stop services in order
         return await asyncio.create_subprocess_exec(
-            *child.command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
+            *child.command, stdin=subprocess.PIPE, stdout=output, stderr=output, process_group=0
         )
 
     async def _watch(self, child: _Child) -> None:

@@ -62,6 +62,19 @@ def test_up_serves_restarts_what_dies_and_stops(tmp_path: Path) -> None:
     assert {path.stem for path in (tmp_path / ".deltaserve" / "logs").iterdir()} == {"compressor", "router", "worker-1"}
 
 
+@pytest.mark.slow
+def test_nothing_outlives_a_killed_up(tmp_path: Path) -> None:
+    with deltaserve_up("--base", str(BASE), cwd=tmp_path) as process:
+        read_until(process, "^starting")
+        deadline = time.monotonic() + 60
+        while len(children := psutil.Process(process.pid).children(recursive=True)) < 4:  # the worker's engine too
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.kill()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+
+
 def test_a_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
