@@ -79,7 +79,7 @@ class PagedSdpa:
             len(queries), -1, 2 * config.kv_heads, config.head_dim
         )
         keys, values = gathered.transpose(1, 2).chunk(2, 1)
-        grouped = queries.view(len(queries), config.kv_heads, -1, config.head_dim)
+        grouped = queries.reshape(len(queries), config.kv_heads, -1, config.head_dim)
         output = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self._scale)
         return output.reshape(queries.shape)
 

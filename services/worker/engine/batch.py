@@ -24,12 +24,12 @@ class DecodeRows:
     """Rows with one token each, of sequences of like length.
 
     Attributes:
-        rows: [B] rows of the batch.
+        rows: [B] rows of the batch; a slice when they lie side by side, which spares copies.
         blocks: [B, W] block tables, padded with NULL_BLOCK.
         lengths: [B] tokens of each sequence, this one included.
     """
 
-    rows: torch.Tensor
+    rows: torch.Tensor | slice
     blocks: torch.Tensor
     lengths: torch.Tensor
 
@@ -128,7 +128,7 @@ class _RowTables:
             width = int(self.widths[members].max())
             groups.append(
                 DecodeRows(
-                    rows=_tensor(self.ends[members] - 1, self.device),
+                    rows=_rows(self.ends[members] - 1, self.device),
                     blocks=_tensor(self.tables[members, :width], self.device),
                     lengths=_tensor(self.starts[members] + 1, self.device),
                 )
@@ -146,6 +146,11 @@ class _RowTables:
             )
             for index in np.flatnonzero(self.lengths > 1).tolist()
         )
+
+
+def _rows(rows: Ints, device: torch.device) -> torch.Tensor | slice:
+    first, last = int(rows[0]), int(rows[-1])
+    return slice(first, last + 1) if last - first + 1 == len(rows) else _tensor(rows, device)
 
 
 def _tables(chunks: Sequence[Chunk]) -> Ints:

@@ -12,6 +12,7 @@ from deltaserve.delta.packed import PackedTensor
 from deltaserve.delta.reader import DeltaReader
 from deltaserve.errors import FormatError
 from deltaserve.ops.sbmm import Group, sbmm
+from services.worker.engine.gemm import Matrix
 from services.worker.engine.weights import EMBEDDING, LM_HEAD, BaseWeights, Linear
 
 Operand = PackedTensor | torch.Tensor  # Δ̂ of one tensor: packed, or dense in the engine's dtype
@@ -37,7 +38,7 @@ class DeltaWeights:
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
     embedding: Operand | None = None
     lm_head: Operand | None = None
-    dense: dict[str, torch.Tensor] = field(default_factory=dict)
+    dense: dict[str, Matrix] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ class DeltaBuilder:
         item = self._like.element_size()
         packed = sum(_elements(e) * item if e.codec == "dense" else e.bytes for e in manifest.tensors)
         head = self._head(manifest)
-        dense = sum(linear.weight.numel() for linear in self._base.linears()) + (_elements(head) if head else 0)
+        dense = sum(linear.weight.shape.numel() for linear in self._base.linears()) + (_elements(head) if head else 0)
         return packed, dense * item
 
     def build(self, reader: DeltaReader, revision: str) -> DeltaWeights:
@@ -77,11 +78,11 @@ class DeltaBuilder:
         delta.vocab = head.shape[0] if head else delta.vocab
         return delta
 
-    def decode(self, delta: DeltaWeights) -> dict[str, torch.Tensor]:
+    def decode(self, delta: DeltaWeights) -> dict[str, Matrix]:
         """Returns what DeltaWeights.dense holds once the delta is decoded."""
         dense = {linear.name: self._decode_linear(delta, linear) for linear in self._base.linears()}
         if delta.lm_head is not None:
-            dense[LM_HEAD] = self._dense(delta.lm_head)
+            dense[LM_HEAD] = Matrix(self._dense(delta.lm_head))
         return dense
 
     def _head(self, manifest: Manifest) -> TensorEntry | None:
@@ -100,7 +101,7 @@ class DeltaBuilder:
             delta.norms[module] = packed.to(norm.device).merged(norm).to(norm.dtype)
         elif module in self._linears and kind == "weight":
             linear, part = self._linears[module]
-            delta.linears[module] = self._operand(packed, linear.weight[part.begin : part.end])
+            delta.linears[module] = self._operand(packed, linear.weight, part.begin, part.end)
         elif module in self._linears and kind == "bias":
             self._add_bias(delta, entry, packed)
         else:
@@ -114,18 +115,22 @@ class DeltaBuilder:
         old = linear.bias[part.begin : part.end]
         whole[part.begin : part.end] = self._dense(self._operand(packed, old))
 
-    def _operand(self, packed: PackedTensor, old: torch.Tensor) -> Operand:
-        """Returns Δ̂ in memory of its own: of a tensor stored whole the difference to the base's tensor `old`."""
-        if packed.replaces:
-            return packed.to(old.device).delta(old).to(old.dtype)
-        return PackedTensor(packed.entry, {name: p.to(old.device, copy=True) for name, p in packed.planes.items()})
+    def _operand(
+        self, packed: PackedTensor, old: torch.Tensor | Matrix, begin: int = 0, end: int | None = None
+    ) -> Operand:
+        """Returns Δ̂ in memory of its own: of a tensor stored whole the difference to rows begin … end − 1 of `old`."""
+        device, dtype = self._like.device, self._like.dtype
+        if not packed.replaces:
+            return PackedTensor(packed.entry, {name: p.to(device, copy=True) for name, p in packed.planes.items()})
+        plain = old.plain() if isinstance(old, Matrix) else old
+        return packed.to(device).delta(plain[begin:end]).to(dtype)
 
-    def _decode_linear(self, delta: DeltaWeights, linear: Linear) -> torch.Tensor:
-        whole = torch.zeros_like(linear.weight)
+    def _decode_linear(self, delta: DeltaWeights, linear: Linear) -> Matrix:
+        whole = self._like.new_zeros(linear.weight.shape)
         for part in linear.parts:
             if part.name in delta.linears:
                 whole[part.begin : part.end] = self._dense(delta.linears[part.name])
-        return whole
+        return Matrix(whole)
 
     def _dense(self, operand: Operand) -> torch.Tensor:
         return operand if isinstance(operand, torch.Tensor) else operand.decode(self._like.dtype)
@@ -133,17 +138,16 @@ class DeltaBuilder:
 
 def add_deltas(y: torch.Tensor, x: torch.Tensor, linear: Linear, rows: Sequence[DeltaRows]) -> None:
     """Adds to y [T, N] = x [T, K] · W_bᵀ + b each row's own x · Δ̂ᵀ and change of bias, in place."""
-    dense = [Group(r.begin, r.end, r.delta.dense[linear.name]) for r in rows if r.delta.dense]
-    if dense:
-        sbmm(y, x, dense)
-    if len(dense) < len(rows):
-        packed = [r for r in rows if not r.delta.dense]
-        for part in linear.parts:
-            groups = [Group(r.begin, r.end, r.delta.linears[part.name]) for r in packed if part.name in r.delta.linears]
-            sbmm(y[:, part.begin : part.end], x, groups)
+    packed = [r for r in rows if not r.delta.dense]
+    for part in linear.parts if packed else ():
+        groups = [Group(r.begin, r.end, r.delta.linears[part.name]) for r in packed if part.name in r.delta.linears]
+        sbmm(y[:, part.begin : part.end], x, groups)
     for r in rows:
-        if linear.name in r.delta.biases:
-            y[r.begin : r.end] += r.delta.biases[linear.name]
+        bias = r.delta.biases.get(linear.name)
+        if r.delta.dense:
+            y[r.begin : r.end] += r.delta.dense[linear.name].rows_times(x[r.begin : r.end], bias)
+        elif bias is not None:
+            y[r.begin : r.end] += bias
 
 
 def _elements(entry: TensorEntry) -> int:

@@ -16,6 +16,7 @@ from deltaserve.delta.manifest import Manifest
 from deltaserve.delta.reader import DeltaReader
 from deltaserve.errors import DeltaServeError, InternalError
 from services.worker.engine.deltas import DeltaBuilder, DeltaWeights
+from services.worker.engine.gemm import Matrix
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,7 @@ class Decoded:
     """The dense copy of a delta is ready to become DeltaWeights.dense."""
 
     revision: str
-    dense: dict[str, torch.Tensor]
+    dense: dict[str, Matrix]
 
 
 @dataclass(frozen=True, slots=True)

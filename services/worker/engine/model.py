@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.functional import embedding, linear, rms_norm, silu
+from torch.nn.functional import embedding, rms_norm, silu
 
 from deltaserve.ops.delta_rows import delta_rows
 from deltaserve.ops.sbmm import Group, sbmm
@@ -92,7 +92,7 @@ class LlamaModel:
         return scaled
 
     def _logits(self, hidden: torch.Tensor, rows: Sequence[DeltaRows]) -> torch.Tensor:
-        base = linear(hidden, self.weights.lm_head)
+        base = self.weights.lm_head.rows_times(hidden)
         vocab = max([base.shape[1], *(r.delta.vocab for r in rows)])
         if any(r.delta.vocab != base.shape[1] for r in rows):
             logits = base.new_full((len(base), vocab), float("-inf"))
@@ -103,14 +103,15 @@ class LlamaModel:
         else:
             logits = base
         for r in rows:
-            operand = r.delta.dense.get(LM_HEAD, r.delta.lm_head)
-            if operand is not None:
-                sbmm(logits[:, : r.delta.vocab], hidden, [Group(r.begin, r.end, operand)])
+            if LM_HEAD in r.delta.dense:
+                logits[r.begin : r.end, : r.delta.vocab] += r.delta.dense[LM_HEAD].rows_times(hidden[r.begin : r.end])
+            elif r.delta.lm_head is not None:
+                sbmm(logits[:, : r.delta.vocab], hidden, [Group(r.begin, r.end, r.delta.lm_head)])
         return logits.float()
 
 
 def _linear(x: torch.Tensor, fused: Linear, rows: Sequence[DeltaRows]) -> torch.Tensor:
-    y = linear(x, fused.weight, fused.bias)
+    y = fused.weight.rows_times(x, fused.bias)
     if rows:
         add_deltas(y, x, fused, rows)
     return y

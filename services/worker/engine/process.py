@@ -14,7 +14,7 @@ import torch
 
 from deltaserve import logs
 from deltaserve.delta.checkpoint import Checkpoint
-from deltaserve.delta.fingerprint import fingerprint
+from deltaserve.delta.fingerprint import cached_fingerprint, fingerprint
 from deltaserve.delta.reader import check_delta_against_base
 from deltaserve.errors import InvalidArgumentError
 from services.worker.engine.attention import PagedSdpa
@@ -78,13 +78,14 @@ def build_engine(
     config = read_config(Path(settings.base_folder), settings.max_context)
     checkpoint = Checkpoint.open(Path(settings.base_folder))
     weights = BaseReader(checkpoint, config, dtype, device).read()
+    identity = _identify(checkpoint, settings.fingerprint_cache)
     blocks = _blocks(settings, config, dtype)
     limits = Limits(settings.max_running, settings.max_step_tokens, settings.max_deltas, settings.max_wait_seconds)
     check = partial(
         check_delta_against_base,
         base_config=checkpoint.config,
         base_tensors=checkpoint.tensors,
-        base_fingerprint=settings.base_fingerprint or fingerprint(checkpoint),
+        base_fingerprint=identity,
     )
     loader = Loader(DeltaBuilder(weights), check, wake)
     deltas = DeltaCache(Residency(settings.delta_bytes, settings.decoded_bytes), loader, send)
@@ -97,8 +98,13 @@ def build_engine(
         block_size=blocks.block_size,
         delta_bytes_budget=settings.delta_bytes + settings.decoded_bytes,
         device=settings.device,
+        base_fingerprint=identity,
     )
     return engine, ready
+
+
+def _identify(checkpoint: Checkpoint, cache: str) -> str:
+    return cached_fingerprint(checkpoint, Path(cache)) if cache else fingerprint(checkpoint)
 
 
 def _loop(engine: Engine, link: Link) -> None:

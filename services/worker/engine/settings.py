@@ -9,7 +9,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What an engine serves, and within which budgets. Bytes are bytes of device memory unless said otherwise."""
 
     base_folder: str  # folder of the base checkpoint: config.json and safetensors
-    base_fingerprint: str = ""  # of deltaserve.delta.fingerprint; empty: computed at the start
+    fingerprint_cache: str = ""  # folder that remembers the base's fingerprint; empty: hash the base at every start
     device: str = "cpu"
     dtype: str = "float32"  # float32, bfloat16 or float16
     kv_bytes: int = 256 << 20

@@ -9,6 +9,7 @@ import torch
 
 from deltaserve.delta.checkpoint import Checkpoint
 from services.worker.engine.config import ModelConfig
+from services.worker.engine.gemm import Matrix
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
@@ -28,7 +29,7 @@ class Part:
 class Linear:
     """A fused linear: y = x · weightᵀ + bias, weight [N, K], bias [N] or None."""
 
-    weight: torch.Tensor
+    weight: Matrix
     bias: torch.Tensor | None
     parts: tuple[Part, ...]
 
@@ -62,12 +63,12 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class BaseWeights:
-    """All weights of the base; embedding and lm_head [vocab, hidden] are one tensor when tied."""
+    """All weights of the base; embedding and lm_head are [vocab, hidden]."""
 
     embedding: torch.Tensor
     layers: tuple[Layer, ...]
     norm: Norm
-    lm_head: torch.Tensor
+    lm_head: Matrix
     tied: bool
 
     def linears(self) -> list[Linear]:
@@ -93,11 +94,12 @@ class BaseReader:
         """Reads everything; raises FormatError for a missing or malformed tensor."""
         embedding = self._tensor(EMBEDDING)
         tied = self._checkpoint.tied
+        lm_head = Matrix(embedding if tied else self._tensor(LM_HEAD))
         return BaseWeights(
             embedding=embedding,
             layers=tuple(self._layer(f"model.layers.{i}") for i in range(self._config.layers)),
             norm=self._norm("model.norm"),
-            lm_head=embedding if tied else self._tensor(LM_HEAD),
+            lm_head=lm_head,
             tied=tied,
         )
 
@@ -120,7 +122,7 @@ class BaseReader:
         for name, size in outputs.items():
             begin = parts[-1].end if parts else 0
             parts.append(Part(name, begin, begin + size))
-        weight = torch.cat([self._tensor(f"{name}.weight") for name in outputs])
+        weight = Matrix(torch.cat([self._tensor(f"{name}.weight") for name in outputs]))
         return Linear(weight, self._biases(parts), tuple(parts))
 
     def _biases(self, parts: Sequence[Part]) -> torch.Tensor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from services.worker.engine.settings import EngineSettings
 from services.worker.messages import Add, DeltaChanged, FromEngine, Load, Logprobs, Output, Sampling, Step
 
 VOCAB = 96
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": 64,
@@ -53,16 +54,24 @@ def pack_fine_tune(folder: Path, base_folder: Path, codec: str, *, vocab: int = 
     """Packs a random full fine-tune of a base: matrices by `codec`, everything else whole."""
     base = Checkpoint.open(base_folder)
     generator = torch.Generator().manual_seed(seed)
-    writer = DeltaWriter(folder / "parts")
+    tuned = {}
     for name in base.tensors:
-        old = base.read(name).float()
-        resized = name in ("model.embed_tokens.weight", "lm_head.weight")
-        old = fit_rows(old, vocab) if resized else old
-        delta = 0.06 * torch.randn(old.shape, generator=generator)
-        if old.dim() == 1 or codec == "dense":
-            packed = code_dense(name, old + delta)
+        old = fit_rows(base.read(name), vocab) if name in VOCABULARY else base.read(name)
+        tuned[name] = old + 0.06 * torch.randn(old.shape, generator=generator)
+    return pack_tensors(folder, base, tuned, codec, vocab=vocab)
+
+
+def pack_tensors(
+    folder: Path, base: Checkpoint, tuned: Mapping[str, torch.Tensor], codec: str, *, vocab: int | None = None
+) -> Path:
+    """Packs a fine-tune given as float32 tensors, without calibration."""
+    writer = DeltaWriter(folder / "parts")
+    for name, values in tuned.items():
+        if values.dim() == 1 or codec == "dense":
+            packed = code_dense(name, values)
         else:
             params = {} if codec == "sign1" else {"group_size": 32}
+            delta = values - fit_rows(base.read(name).float(), len(values))
             packed = code_delta(name, delta, torch.float32, codec, base=name, params=params)
         writer.add_part(name, [packed])
     identity = Identity(
@@ -70,7 +79,7 @@ def pack_fine_tune(folder: Path, base_folder: Path, codec: str, *, vocab: int = 
         revision="1",
         created="2026-01-01T00:00:00Z",
         base=BaseRef(fingerprint=fingerprint(base), architecture=base.architecture),
-        config={**base.config, "vocab_size": vocab},
+        config={**base.config, "vocab_size": vocab or base.config["vocab_size"]},
     )
     writer.finish(folder / "out", identity, files={}, base_files={}, compression={})
     return folder / "out"

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
+from deltaserve.delta.checkpoint import Checkpoint
 from tests.services.worker.engine.conftest import (
     ALL_LOGITS,
     Rig,
     assert_equals_oracle,
     merged_model,
+    pack_tensors,
     random_model,
 )
 
@@ -123,3 +128,25 @@ def test_bfloat16_follows_float32(llama, make_rig, pack):
     close = dict(zip(tokens[1].top_ids, tokens[1].top_values, strict=True))
     spread = max(exact.values()) - min(exact.values())
     assert max(abs(exact[t] - close[t]) for t in exact) < 0.05 * spread
+
+
+@pytest.mark.zoo
+def test_a_real_fine_tune_answers_like_the_merged_model(tmp_path, make_rig):
+    zoo = Path(os.environ.get("DELTASERVE_ZOO", Path(__file__).parents[5] / "shared" / "zoo"))
+    if not zoo.is_dir():
+        pytest.skip(f"no model zoo at {zoo}")
+    base, tuned = Checkpoint.open(zoo / "base"), Checkpoint.open(zoo / "conj_fr")
+    folder = pack_tensors(
+        tmp_path / "conj_fr", base, {name: tuned.read(name).float() for name in tuned.tensors}, "int4"
+    )
+    rig = make_rig(zoo / "base", kv_bytes=32 << 20, block_size=16)
+    rig.load("conj_fr@1", folder)
+    rows = [json.loads(line) for line in (zoo / "conj_fr" / "test.jsonl").read_text().splitlines()[:6]]
+    tokenizer = AutoTokenizer.from_pretrained(zoo / "conj_fr")
+    prompts = [tokenizer(row["prompt"], add_special_tokens=False).input_ids for row in rows]
+    for i, prompt in enumerate(prompts):
+        rig.add(i, prompt, ["conj_fr@1", ""][i % 2], stop_token_ids=[0], **ALL_LOGITS)
+    rig.run()
+    oracles = [merged_model(zoo / "base", folder), merged_model(zoo / "base", None)]
+    for i, prompt in enumerate(prompts):
+        assert_equals_oracle(rig, i, prompt, oracles[i % 2])
