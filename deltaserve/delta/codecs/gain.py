@@ -26,8 +26,9 @@ def row_scale(delta: torch.Tensor, codes: torch.Tensor, curvature: Curvature | N
     Returns:
         float32 [N], not negative; 0 for rows of zeros.
     """
-    inner = weighted(delta, codes, curvature)
-    scale = _scale(weighted(delta, delta, curvature), inner, weighted(codes, codes, curvature), unbiased)
+    image = delta if curvature is None else delta @ curvature.gram
+    size, inner = (image * delta).sum(dim=1), (image * codes).sum(dim=1)
+    scale = _scale(size, inner, weighted(codes, codes, curvature), unbiased)
     if curvature is None or bool((inner > 0).all()):
         return scale
     return torch.where(inner > 0, scale, row_scale(delta, codes, None, unbiased=unbiased))
