@@ -87,6 +87,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     block_size: int
     delta_bytes_budget: int
     device: str
+    base_fingerprint: str  # of deltaserve.delta.fingerprint
 
 
 class Logprobs(msgspec.Struct, frozen=True, array_like=True):

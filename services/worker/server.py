@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import multiprocessing
 import socket
 from collections.abc import AsyncIterator
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -94,13 +91,12 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> int:
     Returns:
         0 after a drain, 1 when the engine could not be kept alive (the log says why).
     """
-    fingerprint = await _identify(settings.base, settings.cache / "fingerprints")
     store = await asyncio.to_thread(Store.open, settings.store)
     disk = await asyncio.to_thread(DiskCache, settings.cache / "deltas", settings.cache_bytes, store)
-    revisions = Revisions(store, disk, settings.base, fingerprint)
+    revisions = Revisions(store, disk, settings.base)
     await revisions.get("")  # a base without a usable tokenizer is refused before anything starts
     name = settings.name or f"{socket.gethostname()}:{settings.listen.rpartition(':')[2]}"
-    front = Front(settings, name, disk, revisions, fingerprint)
+    front = Front(settings, name, disk, revisions)
 
     def register(server: grpc.aio.Server) -> None:
         add_WorkerServiceServicer_to_server(WorkerServicer(front), server)
@@ -108,7 +104,7 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> int:
     running = asyncio.create_task(front.run())
     try:
         async with serving(settings.listen, register, [SERVICE], grace_seconds=1.0) as host:
-            log.info("worker %s of base %s listens on port %d", name, fingerprint[:12], host.port)
+            log.info("worker %s of base %s listens on port %d", name, settings.base, host.port)
             status = await _watch(front, running, host, stop)
             if status == 0:
                 await host.set_serving(False)
@@ -132,16 +128,3 @@ async def _watch(front: Front, running: asyncio.Task[None], host: Host, stop: as
         stopping.cancel()
         return 1
     return 0
-
-
-async def _identify(base: Path, cache: Path) -> str:
-    """Returns the base's fingerprint, computed in a process of its own: torch stays out of this one."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return await asyncio.get_running_loop().run_in_executor(pool, _fingerprint, base, cache)
-
-
-def _fingerprint(base: Path, cache: Path) -> str:
-    from deltaserve.delta.checkpoint import Checkpoint
-    from deltaserve.delta.fingerprint import cached_fingerprint
-
-    return cached_fingerprint(Checkpoint.open(base), cache)

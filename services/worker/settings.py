@@ -56,11 +56,11 @@ class WorkerSettings:
         if self.report_seconds <= 0:
             raise ValueError(f"report_seconds is {self.report_seconds}; expected more than 0")
 
-    def engine(self, fingerprint: str) -> EngineSettings:
-        """Returns the engine's part; `fingerprint` is the base's."""
+    def engine(self) -> EngineSettings:
+        """Returns the engine's part."""
         return EngineSettings(
             base_folder=str(self.base),
-            base_fingerprint=fingerprint,
+            fingerprint_cache=str(self.cache / "fingerprints"),
             device=self.device,
             dtype=self.dtype,
             kv_bytes=self.kv_bytes,

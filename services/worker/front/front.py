@@ -39,21 +39,18 @@ class Front:
         refusing: whether new requests are refused.
     """
 
-    def __init__(
-        self, settings: WorkerSettings, name: str, disk: DiskCache, revisions: Revisions, fingerprint: str
-    ) -> None:
+    def __init__(self, settings: WorkerSettings, name: str, disk: DiskCache, revisions: Revisions) -> None:
         """Joins the parts; `run` starts them."""
         self.name = name
         self.draining = False
         self.refusing = False
         self.supervisor = Supervisor(
-            settings.engine(fingerprint), settings.engine_restarts, self._receive, self._engine_lost
+            settings.engine(), settings.engine_restarts, self._receive, self._engine_ready, self._engine_lost
         )
         self._deltas = Deltas(disk, self.supervisor.send, self._delta_failed)
         self.requests = Requests(name, self.supervisor, revisions, self._deltas, settings.max_logprobs)
         self._settings = settings
         self._revisions = revisions
-        self._fingerprint = fingerprint
         self._sessions: set[RouterSession] = set()
         self._stats: Stats | None = None
         self._arrivals: Counter[str] = Counter()
@@ -76,7 +73,7 @@ class Front:
         session = RouterSession(router)
         welcome = worker_pb2.Welcome(
             worker=self.name,
-            base_fingerprint=self._fingerprint,
+            base_fingerprint=ready.base_fingerprint,
             base_model=self._settings.base_model,
             context_length=ready.context_length,
             max_running=self._settings.max_running,
@@ -170,6 +167,9 @@ class Front:
                 self._run_errand(self._answer_wanted(revision))
             case Ready():
                 log.warning("the engine said Ready twice")
+
+    def _engine_ready(self, ready: Ready) -> None:
+        self._revisions.serve(ready.base_fingerprint)
 
     def _engine_lost(self, status: int) -> None:
         self._stats = None

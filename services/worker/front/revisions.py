@@ -63,12 +63,12 @@ class Revision:
 class Revisions:
     """Loads revisions from the store (or the disk cache when the store is down) once, and keeps the recent ones."""
 
-    def __init__(self, store: Store, disk: DiskCache, base_folder: Path, fingerprint: str) -> None:
-        """Serves `base_folder`, whose fingerprint is `fingerprint`."""
+    def __init__(self, store: Store, disk: DiskCache, base_folder: Path) -> None:
+        """Serves fine-tunes of `base_folder`, once `serve` has told its fingerprint."""
         self._store = store
         self._disk = disk
         self._base_folder = base_folder
-        self._fingerprint = fingerprint
+        self._fingerprint = ""
         self._loading: OrderedDict[str, asyncio.Task[Revision]] = OrderedDict()
         self._encodings: weakref.WeakValueDictionary[str, Encoding] = weakref.WeakValueDictionary()
 
@@ -90,6 +90,12 @@ class Revisions:
         else:
             self._loading.move_to_end(revision)
         return await asyncio.shield(task)  # others may wait for it too
+
+    def serve(self, fingerprint: str) -> None:
+        """Takes the base's fingerprint; what was known of fine-tunes of another base is forgotten."""
+        if fingerprint != self._fingerprint:
+            self._loading.clear()
+            self._fingerprint = fingerprint
 
     def forget(self, revision: str) -> None:
         """Reads the revision from the store again when it is asked for next."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from deltaserve.errors import InternalError
 from services.worker.engine.settings import EngineSettings
 from services.worker.front.engine import Engine
-from services.worker.messages import FromEngine, ToEngine
+from services.worker.messages import FromEngine, Ready, ToEngine
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ class Supervisor:
         settings: EngineSettings,
         restarts: int,
         receive: Callable[[FromEngine], None],
+        ready: Callable[[Ready], None],
         lost: Callable[[int], None],
     ) -> None:
         """Prepares only.
@@ -35,6 +36,7 @@ class Supervisor:
             settings: of the engine.
             restarts: how often an engine that dies is replaced.
             receive: takes the engine's messages.
+            ready: called when an engine is, before requests reach it.
             lost: called with the exit status when an engine that was ready has died.
         """
         self.engine: Engine | None = None
@@ -42,6 +44,7 @@ class Supervisor:
         self._settings = settings
         self._restarts = restarts
         self._receive = receive
+        self._ready = ready
         self._lost = lost
 
     def send(self, message: ToEngine) -> None:
@@ -60,6 +63,7 @@ class Supervisor:
                 log.warning("starting the engine anew (%d of %d)", attempt, self._restarts)
             engine = await Engine.start(self._settings, self._receive)
             log.info("engine %s is ready on %s", engine.pid, engine.ready.device)
+            self._ready(engine.ready)
             self._become(engine)
             try:
                 status = await asyncio.shield(engine.lost)

@@ -37,7 +37,9 @@ def store() -> Store:
 
 @pytest.fixture
 def revisions(store: Store, base: Path, tmp_path: Path, fingerprint: str) -> Revisions:
-    return Revisions(store, DiskCache(tmp_path / "cache", 1 << 20, store), base, fingerprint)
+    revisions = Revisions(store, DiskCache(tmp_path / "cache", 1 << 20, store), base)
+    revisions.serve(fingerprint)
+    return revisions
 
 
 async def test_the_base(revisions: Revisions) -> None:
@@ -122,7 +124,10 @@ async def test_the_disk_cache_serves_when_the_store_is_down(
 ) -> None:
     disk = DiskCache(tmp_path / "cache", 1 << 20, store)
     await publish(store, "m@1", {"generation_config.json": b'{"eos_token_id": 7}'})
-    delta = (await Revisions(store, disk, base, fingerprint).get("m@1")).delta
+    earlier, later = Revisions(store, disk, base), Revisions(store, disk, base)
+    earlier.serve(fingerprint)
+    later.serve(fingerprint)
+    delta = (await earlier.get("m@1")).delta
     assert delta is not None
     await disk.fetch(delta.name, delta.manifest, delta.raw)
 
@@ -130,7 +135,6 @@ async def test_the_disk_cache_serves_when_the_store_is_down(
         raise StoreError("the store failed: no route")
 
     monkeypatch.setattr(store, "get", down)
-    later = Revisions(store, disk, base, fingerprint)
     assert (await later.get("m@1")).defaults.eos == (7,)
     with pytest.raises(StoreError):
         await later.get("m@2")
