@@ -438,20 +438,22 @@ class StoppingParams(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     INCLUDE_STOP_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
-    """Most tokens to generate for a choice. Default: what is left of the context, at most 1024."""
+    """Most tokens to generate for a choice, at least 1. Default: what is left of the context, at most 1024."""
     min_tokens: _builtins.int
-    """End-of-sequence and stop tokens are not chosen before this many tokens. Default 0."""
+    """End-of-sequence and stop tokens are not chosen, and stop strings not looked for, before this many tokens. Default 0."""
     ignore_eos: _builtins.bool
     """Go on past the model's end-of-sequence tokens. Default false."""
     include_stop: _builtins.bool
-    """Leave the matched stop string in the output. Default false."""
+    """Leave the matched stop string, or the text of the matched stop token, in the output. Default false."""
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Strings that end the choice; the output is cut before the match. At most 16, none empty."""
+        """Strings that end the choice; the output is cut before the match. At most 16, each of 1 to 1024 characters."""
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Token ids that end the choice, besides the model's end-of-sequence tokens."""
+        """Token ids that end the choice, besides the model's end-of-sequence tokens. The token is among token_ids, but its
+        text is left out.
+        """
 
     def __init__(
         self,

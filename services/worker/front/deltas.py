@@ -114,10 +114,10 @@ class Deltas:
     def pin(self, delta: PublishedDelta, pinned: bool) -> None:
         """Brings a revision to memory, or tells the engine anew whether one that is there is pinned."""
         name = str(delta.name)
-        if pinned != (name in self._pinned):
-            (self._pinned.add if pinned else self._pinned.discard)(name)
-            self._memory.pop(name, None)  # the engine learns of pins by Load, and answers with what it has
-        self.bring(delta)
+        changed = pinned != (name in self._pinned)
+        (self._pinned.add if pinned else self._pinned.discard)(name)
+        if self.bring(delta) is None and changed and self._disk.manifest(delta.name) is not None:
+            self._load(name, self._disk.folder(delta.name))  # the engine has it: only the pin is news
 
     def drop(self, revision: str) -> None:
         """Lets go of a revision in memory once it is idle."""
@@ -136,8 +136,9 @@ class Deltas:
         if message.state == "dropped":
             self._memory.pop(name, None)
         else:
-            decoded = message.state == "decoded"
-            self._memory[name] = DeltaUse(revision=name, bytes=message.bytes, in_use=0, decoded=decoded)
+            before, decoded = self._memory.get(name), message.state == "decoded"
+            in_use = before.in_use if before else 0
+            self._memory[name] = DeltaUse(revision=name, bytes=message.bytes, in_use=in_use, decoded=decoded)
         if arrival is not None and arrival.folder is not None:
             self._finish(name)
 

@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 
 from deltaserve import telemetry
 from deltaserve.errors import DeltaServeError, InternalError, UnavailableError, WorkerLostError
@@ -125,8 +125,10 @@ class Requests:
 
     async def _serve(self, request: Request) -> None:
         try:
-            with self._span(request):
+            with self._span(request) as span:
                 await self._within_deadline(request)
+                span.set_attribute(telemetry.INPUT_TOKENS, request.prompt_tokens)
+                span.set_attribute(telemetry.OUTPUT_TOKENS, request.tokens)
         except DeltaServeError as error:
             request.outbox.fail(request.key, request.id, error)
         except Exception as error:  # the outermost frame of a request
@@ -139,17 +141,19 @@ class Requests:
             for sequence in request.choices:
                 del self._sequences[sequence]
 
-    def _span(self, request: Request) -> contextlib.AbstractContextManager[object]:
-        model = request.submit.revision or "base"
+    def _span(self, request: Request) -> contextlib.AbstractContextManager[Span]:
+        asked = request.submit.request
+        model, _, revision = request.submit.revision.partition("@")
         attributes = {
-            telemetry.OPERATION: "generate_content",
+            telemetry.OPERATION: "chat" if asked.HasField("chat") else "text_completion",
             telemetry.PROVIDER: "deltaserve",
-            telemetry.REQUEST_MODEL: request.submit.request.model,
-            telemetry.RESPONSE_MODEL: model,
+            telemetry.REQUEST_MODEL: asked.model,
+            telemetry.RESPONSE_MODEL: model or asked.model,
             telemetry.RESPONSE_ID: request.id,
+            telemetry.REVISION: revision,
             telemetry.WORKER: self._worker,
         }
-        return telemetry.span(f"serve {model}", SpanKind.SERVER, request.submit.traceparent or None, attributes)
+        return telemetry.span(f"serve {asked.model}", SpanKind.INTERNAL, request.submit.traceparent or None, attributes)
 
     async def _within_deadline(self, request: Request) -> None:
         try:
@@ -231,6 +235,9 @@ class Requests:
             self._supervisor.send(add)
             if request.paused:
                 self._supervisor.send(Pause(sequence, True))
+        ahead = sum(bool(other.choices) and other.prefill_at is None for other in self._tasks.values()) - 1
+        if ahead > 0 and not request.done.done() and (request.arrival is None or request.arrival.done.is_set()):
+            request.report_queued(ahead)
         request.finish_if_complete(time.monotonic())
 
 
