@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deltaserve.cli.home import HomeLock
 from deltaserve.client import AsyncClient
 from deltaserve.errors import DeltaServeError, InvalidArgumentError, PreconditionError, UnavailableError
 from deltaserve.v1 import admin_pb2
@@ -41,6 +42,7 @@ class StackOptions:
     device: str = "cpu"
     threads: int = 0  # torch threads of each process; 0: torch's own choice
     logs_here: bool = False  # logs go to this process's standard error instead of files
+    fresh: bool = False  # empty `home` first
 
 
 @dataclass
@@ -68,6 +70,7 @@ class Stack:
         self._children: list[_Child] = []
         self._watchers: list[asyncio.Task[None]] = []
         self._ready = False
+        self._home: HomeLock | None = None
         self.address = ""
         self.failure: asyncio.Future[DeltaServeError]
 
@@ -76,13 +79,16 @@ class Stack:
 
         Raises:
             InvalidArgumentError: no base there.
-            PreconditionError: the services are not installed.
+            PreconditionError: the services are not installed, or another stack uses this home.
             UnavailableError: a service died, or was not ready in time; with the end of its log.
         """
         _check(self._options)
         self.failure = asyncio.get_running_loop().create_future()
-        self._plan()
+        self._home = await HomeLock.take(self._options.home)
         try:
+            if self._options.fresh:
+                self._home.empty()
+            self._plan()
             for child in self._children:
                 await self._start(child)
                 self._watchers.append(asyncio.create_task(self._watch(child)))
@@ -139,8 +145,10 @@ class Stack:
 
     async def _spawn(self, child: _Child, output: int | None) -> asyncio.subprocess.Process:
         # a process group of its own: Ctrl-C in the terminal reaches us alone, and we stop services in order
+        # and it holds the home's lock too, so that nobody takes the home over while a service still ends
+        locks = (self._home.fileno(),) if self._home else ()
         return await asyncio.create_subprocess_exec(
-            *child.command, stdin=subprocess.PIPE, stdout=output, stderr=output, process_group=0
+            *child.command, stdin=subprocess.PIPE, stdout=output, stderr=output, process_group=0, pass_fds=locks
         )
 
     async def _watch(self, child: _Child) -> None:
@@ -187,6 +195,8 @@ class Stack:
         await asyncio.gather(*self._watchers, return_exceptions=True)
         for names in (("router",), tuple(c.name for c in self._children if c.name != "router")):
             await asyncio.gather(*(_end(c.process) for c in self._children if c.name in names and c.process))
+        if self._home is not None:
+            self._home.release()
 
 
 def _check(options: StackOptions) -> None:

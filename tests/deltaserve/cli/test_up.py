@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deltaserve import errors
+from deltaserve.cli import home
 from deltaserve.client import Client
 
 BASE = Path(__file__).parents[3] / "examples" / "models" / "base"
@@ -78,13 +80,27 @@ def test_nothing_outlives_a_killed_up(tmp_path: Path) -> None:
 def test_a_service_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
-    shutil.copyfile(BASE / "config.json", broken / "config.json")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(BASE / name, broken / name)
     with deltaserve_up("--base", str(broken), cwd=tmp_path) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "error: " in err
     assert re.search(r"(compressor|worker-1) ended with status 1; the end of .*\.log:", err)
     assert "model.safetensors" in err
+
+
+async def test_a_home_is_used_by_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home, "_PATIENCE_SECONDS", 0.3)
+    first = await home.HomeLock.take(tmp_path)
+    with pytest.raises(errors.PreconditionError, match="another --home"):
+        await home.HomeLock.take(tmp_path)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "file").touch()
+    first.empty()
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+    first.release()
+    (await home.HomeLock.take(tmp_path)).release()
 
 
 def test_a_folder_without_a_base_is_refused(tmp_path: Path) -> None:
