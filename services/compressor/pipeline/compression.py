@@ -1,0 +1,123 @@
+"""Codes a model part after part: embedding, layers, head; with all streams going along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from deltaserve.delta.classes import EMBEDDING, LM_HEAD
+from deltaserve.delta.coding import code_dense
+from deltaserve.delta.packed import PackedTensor
+from services.compressor.pipeline.coder import Coded, Coder, Statistics
+from services.compressor.pipeline.models import Models
+from services.compressor.pipeline.pair import Layer, Pair
+from services.compressor.pipeline.parts import Parts
+from services.compressor.pipeline.progress import Progress
+from services.compressor.pipeline.quality import Head, Model
+from services.compressor.pipeline.streams import STAGES
+
+_EMBEDDING_PART = "embedding"
+_HEAD_PART = "head"
+_NORM = "model.norm.weight"
+
+
+@dataclass(frozen=True)
+class Compression:
+    """The coding of one fine-tune. Parts that are there already are not coded again, only computed with."""
+
+    pair: Pair
+    coder: Coder
+    parts: Parts
+    models: Models
+    progress: Progress
+
+    def run(self) -> dict[Model, Head]:
+        """Codes what is missing, and takes the measured streams to the end; returns the heads to measure with."""
+        layers = self.models.calibration.tuned.decoder.layers
+        self.progress.layers_total, self.progress.bytes_out = layers, self.parts.bytes
+        self.progress.at("compressing")
+        names = [*(f"layer-{layer:05d}" for layer in range(layers)), _HEAD_PART]
+        last_missing = max((i for i, name in enumerate(names) if name not in self.parts), default=-1)
+        self.models.begin(self._embeddings(), calibrate=last_missing >= 0)
+        for index in range(layers):
+            self._layer(index, names[index], calibrate=index < last_missing)
+        return self._heads()
+
+    def _embeddings(self) -> dict[Model, torch.Tensor]:
+        base, tuned = self.pair.base_tensor(EMBEDDING), self.pair.tuned_tensor(EMBEDDING)
+        if _EMBEDDING_PART in self.parts:
+            served = self.parts.read(_EMBEDDING_PART)[EMBEDDING].to(base.device).merged(base)
+        else:
+            coded = self.coder.code(EMBEDDING, base, tuned)
+            self._add(_EMBEDDING_PART, {EMBEDDING: coded}, [])
+            served = coded.served
+        return {"base": base, "fine_tune": tuned, "compressed": served}
+
+    def _layer(self, index: int, part: str, *, calibrate: bool) -> None:
+        layer = self.pair.layer(index)
+        if part in self.parts:
+            self._decode(layer, self.parts.read(part))
+            if calibrate:
+                self.models.calibration.advance(index, layer.tuned, layer.served)
+            self.progress.replayed()
+        else:
+            coded = self._code_layer(index, layer)
+            whole = [code_dense(layer.prefix + name, self.pair.tuned.read(layer.prefix + name)) for name in layer.kept]
+            self._add(part, coded, whole)
+            errors = [one.error for one in coded.values()]
+            self.progress.coded(sum(errors) / len(errors))
+        self.models.advance(index, {"base": layer.base, "fine_tune": layer.tuned, "compressed": layer.served})
+
+    def _code_layer(self, index: int, layer: Layer) -> dict[str, Coded]:
+        coded: dict[str, Coded] = {}
+        if self.coder.keeps(layer.prefix + STAGES[0][0]):
+            for stage in STAGES:
+                self._code_stage(layer, stage, None, coded)
+            self.models.calibration.advance(index, layer.tuned, layer.served)
+            return coded
+        stages = self.models.calibration.stages(index, layer.tuned, layer.served)
+        for number, (moments, stage) in enumerate(zip(stages, STAGES, strict=True), 1):
+            self._code_stage(layer, stage, Statistics.of(moments), coded)
+            self.progress.coding(number)
+        return coded
+
+    def _code_stage(
+        self, layer: Layer, stage: tuple[str, ...], statistics: Statistics | None, coded: dict[str, Coded]
+    ) -> None:
+        for name in stage:
+            one = self.coder.code(layer.prefix + name, layer.base[name], layer.tuned[name], statistics)
+            layer.served[name] = one.served
+            coded[layer.prefix + name] = one
+
+    def _decode(self, layer: Layer, packed: Mapping[str, PackedTensor]) -> None:
+        for name, base in layer.base.items():
+            layer.served[name] = packed[layer.prefix + name].to(base.device).merged(base)
+
+    def _heads(self) -> dict[Model, Head]:
+        norms = self.pair.base_tensor(_NORM), self.pair.tuned_tensor(_NORM)
+        matrices = self._tied() if self.pair.tuned.tied else self._untied(norms[1])
+        if _HEAD_PART not in self.parts:
+            self._add(_HEAD_PART, {}, [code_dense(_NORM, self.pair.tuned.read(_NORM))])
+        base, tuned, served = matrices
+        return {"base": Head(norms[0], base), "fine_tune": Head(norms[1], tuned), "compressed": Head(norms[1], served)}
+
+    def _tied(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        embeddings = self._embeddings()
+        return embeddings["base"], embeddings["fine_tune"], embeddings["compressed"]
+
+    def _untied(self, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        base, tuned = self.pair.base_tensor(LM_HEAD), self.pair.tuned_tensor(LM_HEAD)
+        if _HEAD_PART in self.parts:
+            return base, tuned, self.parts.read(_HEAD_PART)[LM_HEAD].to(base.device).merged(base)
+        keeps = self.coder.keeps(LM_HEAD)
+        statistics = None if keeps else Statistics.of(self.models.calibration.final_moments(norm, norm))
+        coded = self.coder.code(LM_HEAD, base, tuned, statistics)
+        self._add(_HEAD_PART, {LM_HEAD: coded}, [code_dense(_NORM, self.pair.tuned.read(_NORM))])
+        return base, tuned, coded.served
+
+    def _add(self, part: str, coded: Mapping[str, Coded], whole: list[PackedTensor]) -> None:
+        errors = {name: one.error for name, one in coded.items()}
+        self.parts.add(part, [*(one.packed for one in coded.values()), *whole], errors)
+        self.progress.bytes_out = self.parts.bytes

@@ -1,0 +1,98 @@
+"""The base and the fine-tune, read a few tensors at a time in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from deltaserve.delta.checkpoint import Checkpoint
+from deltaserve.delta.classes import classify
+from deltaserve.delta.compatibility import base_tensor_of, check_compatible
+from deltaserve.delta.packed import fit_rows
+from deltaserve.errors import InvalidArgumentError
+
+CODED = ("linear", "embedding", "lm_head")
+"""Classes of tensors whose deltas are coded; all others are kept whole."""
+
+
+@dataclass
+class Layer:
+    """One decoder layer of all three models, on one device; names as in the layer, e.g. `mlp.up_proj.weight`.
+
+    Attributes:
+        prefix: what comes before these names in a checkpoint.
+        base: W_b.
+        tuned: W_f.
+        served: what serving computes with, W_b + Δ̂ for what is coded so far, and W_f for what is kept whole.
+    """
+
+    prefix: str
+    base: dict[str, torch.Tensor]
+    tuned: dict[str, torch.Tensor]
+    served: dict[str, torch.Tensor]
+
+    @property
+    def kept(self) -> list[str]:
+        """Names of the tensors that are kept whole."""
+        return [name for name in self.tuned if not is_coded(self.prefix + name, self.tuned[name].shape)]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Base and fine-tune.
+
+    Attributes:
+        base: checkpoint of the base.
+        tuned: checkpoint of the fine-tune.
+        device: where tensors go.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint
+    device: torch.device
+
+    def check(self) -> None:
+        """Raises what check_compatible raises when the fine-tune does not belong to the base."""
+        check_compatible(self.base.config, self.base.tensors, self.tuned.config, self.tuned.tensors)
+
+    def layer(self, index: int) -> Layer:
+        """Reads a layer."""
+        prefix = f"model.layers.{index}."
+        names = [name.removeprefix(prefix) for name in self.tuned.tensors if name.startswith(prefix)]
+        tuned = {name: self.tuned_tensor(prefix + name) for name in names}
+        base = {name: self.base_tensor(prefix + name) for name in names}
+        layer = Layer(prefix, base, tuned, {})
+        layer.served.update((name, tuned[name]) for name in layer.kept)
+        return layer
+
+    def tuned_tensor(self, name: str) -> torch.Tensor:
+        """Returns W_f in float32. Raises InvalidArgumentError when it holds NaN or infinity."""
+        return _finite(self.tuned.read(name), name, "the fine-tune").to(self.device, torch.float32)
+
+    def base_tensor(self, name: str) -> torch.Tensor:
+        """Returns W_b in float32, zero-padded or cut to the fine-tune's rows."""
+        found = _finite(self.base.read(self.base_name(name)), name, "the base").to(self.device, torch.float32)
+        return fit_rows(found, self.tuned.tensors[name].shape[0])
+
+    def base_name(self, name: str) -> str:
+        """Returns the name of the base's tensor that a fine-tune's tensor is a delta of."""
+        return base_tensor_of(name, self.base.tensors)
+
+
+def is_coded(name: str, shape: Sequence[int]) -> bool:
+    """Tells whether a tensor's delta is coded; otherwise it is kept whole."""
+    return classify(name, shape) in CODED
+
+
+def _finite(tensor: torch.Tensor, name: str, owner: str) -> torch.Tensor:
+    bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+    if bad:
+        raise InvalidArgumentError(
+            f"{owner}'s tensor {name!r} has {bad} of {tensor.numel()} values that are NaN or infinite; expected none",
+            field="files",
+            tensor=name,
+            count=bad,
+        )
+    return tensor

@@ -1,0 +1,117 @@
+"""The three sets of sequences of a run: calibration, held-out text, labelled evaluation."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deltaserve.errors import FormatError, InvalidArgumentError
+from services.compressor.pipeline.rows import Labelled, Row, read_labelled, read_rows
+from services.compressor.pipeline.text import Tokenizer
+
+BUILT_IN = Path(__file__).with_name("calibration.jsonl")
+MAX_HELD_OUT = 64  # sequences
+MAX_EVALUATED = 2000  # rows
+
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One accepted answer of a labelled row.
+
+    Attributes:
+        row: number of the row.
+        prompt: tokens of the prompt; the rest of the sequence is what must be said, with its end.
+        tokens: prompt, answer, end.
+    """
+
+    row: int
+    prompt: int
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a run computes over.
+
+    Attributes:
+        source: name of the calibration file, or "built-in".
+        calibration: sequences that codes are fitted to.
+        held_out: sequences of the same source that they are not.
+        answers: every accepted answer of the evaluated rows.
+        rows: labelled rows that are evaluated.
+        skipped: labelled rows that are not, because they are too long for the model or beyond MAX_EVALUATED.
+        ends: ids that end an answer.
+    """
+
+    source: str
+    calibration: list[list[int]]
+    held_out: list[list[int]]
+    answers: list[Answer]
+    rows: int
+    skipped: int
+    ends: tuple[int, ...]
+
+
+def gather(
+    tokenizer: Tokenizer,
+    calibration: Path | None,
+    evaluation: Path | None,
+    *,
+    samples: int,
+    tokens: int,
+    context: int,
+) -> Samples:
+    """Reads and tokenizes all sets.
+
+    Rows are shuffled by a fixed seed; every fifth sequence, at most MAX_HELD_OUT, is held out.
+
+    Args:
+        tokenizer: of the fine-tune.
+        calibration: JSONL; None for the built-in set.
+        evaluation: labelled JSONL or None.
+        samples: most calibration sequences.
+        tokens: most tokens of one calibration or held-out sequence; longer rows are cut into several.
+        context: most positions of the model.
+
+    Raises:
+        FormatError: a malformed file, or fewer than two sequences to calibrate with.
+        InvalidArgumentError: see Tokenizer; or evaluation with a tokenizer that has no end.
+    """
+    rows = read_rows(calibration or BUILT_IN)
+    random.Random(_SEED).shuffle(rows)
+    sequences = _sequences(tokenizer, rows, min(tokens, context), samples + MAX_HELD_OUT)
+    source = calibration.name if calibration else "built-in"
+    if len(sequences) < 2:
+        raise FormatError(f"{source} gives {len(sequences)} sequences of 2 tokens or more; expected at least 2")
+    held_out = sequences[:: max(5, -(-len(sequences) // MAX_HELD_OUT))]
+    fitted = [sequence for i, sequence in enumerate(sequences) if i % max(5, -(-len(sequences) // MAX_HELD_OUT))]
+    labelled = read_labelled(evaluation) if evaluation else []
+    answers, count = _answers(tokenizer, labelled[:MAX_EVALUATED], context)
+    return Samples(source, fitted[:samples], held_out, answers, count, len(labelled) - count, tokenizer.ends)
+
+
+def _sequences(tokenizer: Tokenizer, rows: Sequence[Row], limit: int, most: int) -> list[list[int]]:
+    sequences: list[list[int]] = []
+    for row in rows:
+        tokens = tokenizer.tokens(row)
+        pieces = (tokens[begin : begin + limit] for begin in range(0, len(tokens), limit))
+        sequences += [piece for piece in pieces if len(piece) > 1]
+        if len(sequences) >= most:
+            break
+    return sequences[:most]
+
+
+def _answers(tokenizer: Tokenizer, rows: Sequence[Labelled], context: int) -> tuple[list[Answer], int]:
+    if rows and not tokenizer.ends:
+        raise InvalidArgumentError("evaluation needs a token that ends answers; set eos_token_id in config.json")
+    answers, count = [], 0
+    for row in rows:
+        found = [tokenizer.labelled(row.prompt, target) for target in row.targets]
+        if all(prompt and len(prompt) + len(target) <= context for prompt, target in found):
+            answers += [Answer(count, len(prompt), prompt + target) for prompt, target in found]
+            count += 1
+    return answers, count

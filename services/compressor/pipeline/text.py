@@ -1,0 +1,115 @@
+"""Rows into tokens, with the fine-tune's own tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deltaserve.delta.checkpoint import Checkpoint
+from deltaserve.delta.classes import EMBEDDING
+from deltaserve.errors import InvalidArgumentError
+from services.compressor.pipeline.rows import Chat, Labelled, Row
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_GENERATION = "generation_config.json"
+
+
+class Tokenizer:
+    """Makes token sequences of rows.
+
+    Attributes:
+        ends: ids that end a continuation; the first one is what a labelled row is ended with. May be empty.
+    """
+
+    def __init__(self, folder: Path, vocabulary: int, ends: Sequence[int]) -> None:
+        """Loads a tokenizer.
+
+        Args:
+            folder: with the tokenizer's files.
+            vocabulary: rows of the embedding; more is refused.
+            ends: see above; the tokenizer's own EOS when empty.
+
+        Raises:
+            InvalidArgumentError: the files cannot be read as a tokenizer.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # transformers and tokenizers raise whatever the files make them
+            raise InvalidArgumentError(f"the tokenizer in {folder.name!r} cannot be loaded: {error}") from error
+        own = self._tokenizer.eos_token_id
+        self._vocabulary = vocabulary
+        self.ends = tuple(ends) or (() if own is None else (int(own),))
+
+    def tokens(self, row: Row) -> list[int]:
+        """Returns a row's tokens; a labelled row's are prompt, first target, and end."""
+        if isinstance(row, Labelled):
+            prompt, target = self.labelled(row.prompt, row.targets[0])
+            return prompt + target
+        if isinstance(row, Chat):
+            return self._encode(self._rendered(row), special=False)
+        return self._encode(row.text, special=True)
+
+    def labelled(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
+        """Returns the tokens of a prompt, and those of a target after it with the end.
+
+        The target is tokenized together with its prompt, as training does, unless that changes the prompt's tokens:
+        serving tokenizes the prompt alone.
+        """
+        alone = self._encode(prompt, special=False)
+        joint = self._encode(prompt + target, special=False)
+        rest = joint[len(alone) :] if joint[: len(alone)] == alone else self._encode(target, special=False)
+        return alone, [*rest, *self.ends[:1]]
+
+    def _rendered(self, row: Chat) -> str:
+        try:
+            return str(self._tokenizer.apply_chat_template(row.messages, tokenize=False))
+        except Exception as error:  # templates raise whatever they like
+            raise InvalidArgumentError(f"the chat template does not take messages: {error}") from error
+
+    def _encode(self, text: str, *, special: bool) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
+        if ids and max(ids) >= self._vocabulary:
+            raise InvalidArgumentError(
+                f"the tokenizer makes token {max(ids)}; the embedding has {self._vocabulary} rows", field="files"
+            )
+        return ids
+
+
+def open_tokenizer(base: Checkpoint, tuned: Checkpoint) -> Tokenizer:
+    """Returns the fine-tune's tokenizer, or the base's when the fine-tune brings none.
+
+    Raises:
+        InvalidArgumentError: neither has one, or it cannot be read.
+    """
+    owner = next((checkpoint for checkpoint in (tuned, base) if has_tokenizer(checkpoint)), None)
+    if owner is None:
+        raise InvalidArgumentError(f"neither fine-tune nor base has a tokenizer; expected {_TOKENIZERS[0]}")
+    return Tokenizer(owner.folder, tuned.tensors[EMBEDDING].shape[0], _ends(tuned))
+
+
+def has_tokenizer(checkpoint: Checkpoint) -> bool:
+    """Tells whether a checkpoint brings a tokenizer."""
+    return any(name in checkpoint.side_files() for name in _TOKENIZERS)
+
+
+def _ends(tuned: Checkpoint) -> list[int]:
+    path = tuned.side_files().get(_GENERATION)
+    for config in (_read(path) if path else {}, tuned.config):
+        ends = config.get("eos_token_id")
+        if isinstance(ends, int):
+            return [ends]
+        if isinstance(ends, list) and ends and all(isinstance(end, int) for end in ends):
+            return ends
+    return []
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InvalidArgumentError(f"{path.name} is not JSON: {error}", field="files") from error
+    return value if isinstance(value, dict) else {}
