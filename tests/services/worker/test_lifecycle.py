@@ -18,12 +18,15 @@ from deltaserve.rpc.channels import internal_channel
 from deltaserve.rpc.status import error_from_rpc
 from deltaserve.v1 import worker_pb2 as wpb
 from deltaserve.v1.worker_pb2_grpc import WorkerServiceStub
+from tests.services.worker.conftest import StartWorker, WorkerProcess
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 LONG = {"max_tokens": 2000}
 
 
-async def test_a_killed_engine_ends_its_requests_and_is_replaced(start_worker: Any, connect: Any, ask: Any) -> None:
+async def test_a_killed_engine_ends_its_requests_and_is_replaced(
+    start_worker: StartWorker, connect: Any, ask: Any
+) -> None:
     worker = start_worker(engine_restarts=1)
     assert await _refusals_until_serving(worker) > 0
     assert worker.health() == SERVING
@@ -51,7 +54,7 @@ async def test_a_killed_engine_ends_its_requests_and_is_replaced(start_worker: A
     assert "died 2 times; giving up" in worker.log.read_text()
 
 
-async def test_drain(start_worker: Any, connect: Any, ask: Any) -> None:
+async def test_drain(start_worker: StartWorker, connect: Any, ask: Any) -> None:
     worker = start_worker(notice_seconds=1.0, grace_seconds=20.0)
     await asyncio.to_thread(worker.wait_until_serving)
     engine, peer = worker.engine(), await connect(worker)
@@ -74,7 +77,7 @@ async def test_drain(start_worker: Any, connect: Any, ask: Any) -> None:
     assert not engine.is_running()
 
 
-async def test_grace_is_finite(start_worker: Any, connect: Any, ask: Any) -> None:
+async def test_grace_is_finite(start_worker: StartWorker, connect: Any, ask: Any) -> None:
     worker = start_worker(notice_seconds=0.0, grace_seconds=0.3)
     await asyncio.to_thread(worker.wait_until_serving)
     peer = await connect(worker)
@@ -96,13 +99,13 @@ async def test_grace_is_finite(start_worker: Any, connect: Any, ask: Any) -> Non
         ({"no_such_setting": 1}, "unrecognized arguments"),
     ],
 )
-def test_a_worker_that_cannot_start_says_why(start_worker: Any, flags: dict[str, Any], message: str) -> None:
+def test_a_worker_that_cannot_start_says_why(start_worker: StartWorker, flags: dict[str, Any], message: str) -> None:
     worker = start_worker(**flags)
     assert worker.process.wait(60) != 0
     assert message in worker.log.read_text()
 
 
-async def _refusals_until_serving(worker: Any) -> int:
+async def _refusals_until_serving(worker: WorkerProcess) -> int:
     """Opens sessions until one is welcome; returns how many were refused because the engine was starting."""
     refusals = 0
     async with internal_channel(worker.address) as channel, asyncio.timeout(60):

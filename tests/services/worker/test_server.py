@@ -17,11 +17,13 @@ from deltaserve.errors import (
 )
 from deltaserve.v1 import inference_pb2 as pb
 from deltaserve.v1 import worker_pb2 as wpb
+from tests.services.worker.conftest import WorkerProcess, World
+from tests.services.worker.router_peer import RouterPeer
 
 LONG = {"max_tokens": 1900}
 
 
-async def test_the_base_streams(peer: Any, ask: Any) -> None:
+async def test_the_base_streams(peer: RouterPeer, ask: Any) -> None:
     stream = await peer.generate(ask(), age=Duration(seconds=2))
     assert stream.kinds()[-3:] == ["chunk", "finished", "summary"]
     assert len(stream.tokens()) == 16
@@ -37,14 +39,14 @@ async def test_the_base_streams(peer: Any, ask: Any) -> None:
     assert len(peer.welcome.base_fingerprint) == 64
 
 
-async def test_text_is_the_decoded_tokens(peer: Any, ask: Any) -> None:
+async def test_text_is_the_decoded_tokens(peer: RouterPeer, ask: Any) -> None:
     stream = await peer.generate(ask(stopping={"max_tokens": 200}))
     # the model is random, so most of its bytes are no text at all
     data = bytes(BYTES[token - 1] for token in stream.tokens() if token)
     assert stream.text() == data.decode(errors="replace")
 
 
-async def test_a_fine_tune_loads_and_streams(peer: Any, ask: Any) -> None:
+async def test_a_fine_tune_loads_and_streams(peer: RouterPeer, ask: Any) -> None:
     stream = await peer.generate(ask(), "red@1")
     progress = [f.progress for f in stream.frames if f.HasField("progress")]
     if stream.summary.source_tier == pb.TIER_STORE:  # else another test asked for it first
@@ -60,7 +62,7 @@ async def test_a_fine_tune_loads_and_streams(peer: Any, ask: Any) -> None:
     await peer.wait_state(lambda s: s.arrivals["red@1"] >= 2)
 
 
-async def test_one_message_a_step(peer: Any, ask: Any) -> None:
+async def test_one_message_a_step(peer: RouterPeer, ask: Any) -> None:
     alone = {r: (await peer.generate(ask(text), r)).tokens() for text, r in MIX}
     peer.steps.clear()
     names = [await peer.submit(ask(text, stopping={"max_tokens": 64}), r) for _ in range(4) for text, r in MIX]
@@ -74,7 +76,7 @@ async def test_one_message_a_step(peer: Any, ask: Any) -> None:
         assert len({o.request_id for o in step.outputs}) == len(step.outputs)
 
 
-async def test_stop_strings(peer: Any, ask: Any) -> None:
+async def test_stop_strings(peer: RouterPeer, ask: Any) -> None:
     whole = (await peer.generate(ask(stopping={"max_tokens": 64}))).text()
     stop = whole[20:23]
     stream = await peer.generate(ask(stopping={"max_tokens": 64, "stop": [stop, "never"]}))
@@ -85,7 +87,7 @@ async def test_stop_strings(peer: Any, ask: Any) -> None:
     assert kept.text() == whole[: whole.index(stop) + len(stop)]
 
 
-async def test_stop_tokens(peer: Any, ask: Any) -> None:
+async def test_stop_tokens(peer: RouterPeer, ask: Any) -> None:
     tokens = (await peer.generate(ask())).tokens()
     stream = await peer.generate(ask(stopping={"stop_token_ids": [tokens[3]]}))
     assert stream.finished().reason == pb.FINISH_REASON_STOP
@@ -93,7 +95,7 @@ async def test_stop_tokens(peer: Any, ask: Any) -> None:
     assert stream.tokens() == tokens[: tokens.index(tokens[3]) + 1]
 
 
-async def test_choices_and_seeds(peer: Any, ask: Any) -> None:
+async def test_choices_and_seeds(peer: RouterPeer, ask: Any) -> None:
     sampled = {"temperature": 1.0}
     three = await peer.generate(ask(sampling=sampled | {"n": 3}), seed=7)
     assert sum(f.HasField("summary") for f in three.frames) == 1
@@ -104,7 +106,7 @@ async def test_choices_and_seeds(peer: Any, ask: Any) -> None:
     assert three.tokens(0) != three.tokens(1)
 
 
-async def test_a_resumed_request_goes_on(peer: Any, ask: Any) -> None:
+async def test_a_resumed_request_goes_on(peer: RouterPeer, ask: Any) -> None:
     request = ask(sampling={"temperature": 1.0, "n": 2}, stopping={"max_tokens": 24})
     whole = await peer.generate(request, "green@1", seed=3)
     had = [whole.tokens(0)[:10], whole.tokens(1)]
@@ -115,7 +117,7 @@ async def test_a_resumed_request_goes_on(peer: Any, ask: Any) -> None:
     assert rest.summary.usage == whole.summary.usage
 
 
-async def test_logprobs(peer: Any, ask: Any) -> None:
+async def test_logprobs(peer: RouterPeer, ask: Any) -> None:
     stream = await peer.generate(ask(response=pb.ResponseOptions(top_logprobs=3)))
     for chunk in (f.chunk for f in stream.frames if f.HasField("chunk")):
         (logprobs,) = chunk.logprobs
@@ -124,7 +126,7 @@ async def test_logprobs(peer: Any, ask: Any) -> None:
         assert logprobs.top[0].value >= logprobs.top[1].value >= logprobs.top[2].value
 
 
-async def test_chat_and_token_ids_are_the_same_prompt(peer: Any, ask: Any) -> None:
+async def test_chat_and_token_ids_are_the_same_prompt(peer: RouterPeer, ask: Any) -> None:
     chat = pb.ChatPrompt(messages=[pb.ChatMessage(role="user", content="hi")])
     answer = await peer.generate(ask(chat=chat))
     request = wpb.TokenizePromptRequest(revision="red@1", request=pb.TokenizeRequest(chat=chat))
@@ -135,7 +137,7 @@ async def test_chat_and_token_ids_are_the_same_prompt(peer: Any, ask: Any) -> No
     assert again.tokens() == answer.tokens()
 
 
-async def test_refusals_name_what_is_wrong(peer: Any, ask: Any) -> None:
+async def test_refusals_name_what_is_wrong(peer: RouterPeer, ask: Any) -> None:
     late = await peer.fail(ask("x" * 2048))
     assert isinstance(late, InvalidArgumentError)
     assert late.metadata == {"prompt_tokens": "2048", "context_length": "2048"}
@@ -154,7 +156,7 @@ async def test_refusals_name_what_is_wrong(peer: Any, ask: Any) -> None:
     assert (await peer.generate(ask())).summary.usage.completion_tokens == 16  # nobody else noticed
 
 
-async def test_a_corrupt_delta_is_refused_until_repaired(peer: Any, ask: Any, world: Any) -> None:
+async def test_a_corrupt_delta_is_refused_until_repaired(peer: RouterPeer, ask: Any, world: World) -> None:
     error = await peer.fail(ask(), "broken@1")
     assert isinstance(error, DataLossError)
     assert "delta.safetensors" in error.message
@@ -165,7 +167,7 @@ async def test_a_corrupt_delta_is_refused_until_repaired(peer: Any, ask: Any, wo
     assert len((await peer.generate(ask(), "broken@1")).tokens()) == 16
 
 
-async def test_a_rotten_disk_cache_is_replaced(worker: Any, peer: Any, ask: Any) -> None:
+async def test_a_rotten_disk_cache_is_replaced(worker: WorkerProcess, peer: RouterPeer, ask: Any) -> None:
     tokens = (await peer.generate(ask(), "green@1")).tokens()
     await peer.call.write(wpb.SessionRequest(place=wpb.Place(revision="green@1", tier=pb.TIER_STORE)))
     await peer.wait_state(lambda s: any(r.revision == "green@1" and r.tier == pb.TIER_DISK for r in s.residency))
@@ -179,7 +181,7 @@ async def test_a_rotten_disk_cache_is_replaced(worker: Any, peer: Any, ask: Any)
     assert again.summary.source_tier == pb.TIER_STORE
 
 
-async def test_abort_frees_memory(peer: Any, ask: Any) -> None:
+async def test_abort_frees_memory(peer: RouterPeer, ask: Any) -> None:
     total = peer.state.kv_blocks_total or (await peer.wait_state(lambda s: s.kv_blocks_total)).kv_blocks_total
     await peer.wait_state(lambda s: s.kv_blocks_free == total and not s.running)
     name = await peer.submit(ask(sampling={"n": 2}, stopping=LONG), "red@1")
@@ -193,7 +195,7 @@ async def test_abort_frees_memory(peer: Any, ask: Any) -> None:
     assert not peer.streams[name].done
 
 
-async def test_a_lost_session_frees_memory(worker: Any, connect: Any, peer: Any, ask: Any) -> None:
+async def test_a_lost_session_frees_memory(worker: WorkerProcess, connect: Any, peer: RouterPeer, ask: Any) -> None:
     other = await connect(worker)
     names = [await other.submit(ask(stopping=LONG)) for _ in range(4)]
     for name in names:
@@ -203,7 +205,7 @@ async def test_a_lost_session_frees_memory(worker: Any, connect: Any, peer: Any,
     assert state.waiting == 0
 
 
-async def test_deadlines(peer: Any, ask: Any) -> None:
+async def test_deadlines(peer: RouterPeer, ask: Any) -> None:
     stream = await peer.generate(ask(stopping=LONG), remaining_ms=300)
     assert isinstance(stream.error, DeadlineError)
     assert int(stream.error.metadata["tokens_emitted"]) == len(stream.tokens()) > 0
@@ -214,7 +216,7 @@ async def test_deadlines(peer: Any, ask: Any) -> None:
     assert isinstance(await peer.fail(ask(), remaining_ms=0), DeadlineError)
 
 
-async def test_a_paused_request_waits(peer: Any, ask: Any) -> None:
+async def test_a_paused_request_waits(peer: RouterPeer, ask: Any) -> None:
     name = await peer.submit(ask(stopping={"max_tokens": 300}))
     await peer.wait(name, lambda s: len(s.tokens()) > 4)
     await peer.call.write(wpb.SessionRequest(pause=wpb.Pause(request_id=name, paused=True)))
@@ -226,7 +228,7 @@ async def test_a_paused_request_waits(peer: Any, ask: Any) -> None:
     assert len((await peer.wait(name)).tokens()) == 300
 
 
-async def test_orders_move_deltas(peer: Any, ask: Any) -> None:
+async def test_orders_move_deltas(peer: RouterPeer, ask: Any) -> None:
     def tier(state: wpb.StateReport) -> int:
         return next((r.tier for r in state.residency if r.revision == "blue@1"), pb.TIER_STORE)
 
@@ -239,7 +241,7 @@ async def test_orders_move_deltas(peer: Any, ask: Any) -> None:
     assert (await peer.generate(ask(), "blue@1")).summary.source_tier == pb.TIER_DISK
 
 
-async def test_a_session_begins_with_hello(worker: Any, peer: Any) -> None:
+async def test_a_session_begins_with_hello(worker: WorkerProcess, peer: RouterPeer) -> None:
     import grpc
 
     call = peer.stub.Session()

@@ -18,7 +18,8 @@ def choice_of(gpt: Encoding, *stops: str, include: bool = False, min_tokens: int
 
 
 def feed(choice: Choice, ids: list[int], finish: str = "") -> tuple[str, list[int], pb.Finished | None]:
-    text, tokens, finished = "", [], None
+    text, finished = "", None
+    tokens: list[int] = []
     for number, token in enumerate(ids):
         last = finish if number == len(ids) - 1 else ""
         output = Output(sequence=1, tokens=[token], finish=last, stop_token=token if last == "stop" else None)
