@@ -27,7 +27,7 @@ class WorkerSettings:
     kv_bytes: int = setting(256 << 20, help="KV cache, in device memory")
     block_size: int = setting(16, help="tokens of a KV cache block")
     delta_bytes: int = setting(1 << 30, help="packed deltas in device memory")
-    decoded_bytes: int = setting(1 << 30, help="dense copies of hot deltas in device memory; 0 keeps all packed")
+    decoded_bytes: int = setting(1 << 30, help="merged weights of hot deltas in device memory; 0 keeps all packed")
     max_running: int = setting(64, help="most sequences in a step")
     max_step_tokens: int = setting(512, help="most tokens in a step, decoded and prefilled together")
     max_deltas: int = setting(16, help="most distinct deltas in a step")
@@ -35,7 +35,7 @@ class WorkerSettings:
     max_wait_seconds: float = setting(
         2.0, help="how long requests of deltas in memory may pass one that waits for its own"
     )
-    threads: int = setting(0, help="torch threads; 0: torch's own choice")
+    threads: int = setting(0, help="torch threads on the CPU; 0: half of the CPUs")
     max_requests: int = setting(4096, help="most requests at once, waiting ones included")
     max_logprobs: int | None = setting(None, help="most top_logprobs of a request; empty: the whole vocabulary")
     report_seconds: float = setting(0.25, help="how often routers hear about changes")
