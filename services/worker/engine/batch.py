@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from services.worker.engine.blocks import NULL_BLOCK
-from services.worker.engine.deltas import DeltaRows, DeltaWeights
+from services.worker.engine.deltas import DeltaRows, DeltaWeights, RowOwners
 from services.worker.engine.scheduler import Chunk
 
 MIN_DECODE_WIDTH = 8  # blocks: shorter sequences share one padded attention call
@@ -52,9 +52,9 @@ class Batch:
         chunks: in the order of their rows, those of one model side by side.
         tokens, positions: [T] token ids and their places in their sequences.
         slots: [T] where keys and values go: block · block_size + offset.
-        deltas: which of the T rows belong to which delta, in ascending order.
+        owners: which of the T rows belong to which model.
         sampled: [S] rows that are sampled from.
-        sampled_deltas: which of the S rows belong to which delta.
+        sampled_owners: which of the S rows belong to which model.
         decode, prefill: the rows again, as attention sees them.
         fresh_blocks: blocks that this step begins to fill and leaves partly empty.
     """
@@ -63,9 +63,9 @@ class Batch:
     tokens: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
-    deltas: tuple[DeltaRows, ...]
+    owners: RowOwners
     sampled: torch.Tensor
-    sampled_deltas: tuple[DeltaRows, ...]
+    sampled_owners: RowOwners
     decode: tuple[DecodeRows, ...]
     prefill: tuple[PrefillRows, ...]
     fresh_blocks: torch.Tensor
@@ -98,9 +98,9 @@ def build_batch(
         tokens=_tensor(np.array(tokens), device),
         positions=_tensor(positions, device),
         slots=_tensor(slots, device),
-        deltas=_delta_rows(ordered, lengths, deltas),
+        owners=_owners(ordered, lengths, deltas),
         sampled=_tensor(ends[samples] - 1, device),
-        sampled_deltas=_delta_rows(ordered, samples.astype(np.int64), deltas),
+        sampled_owners=_owners(ordered, samples.astype(np.int64), deltas),
         decode=rows.decode(),
         prefill=rows.prefill(),
         fresh_blocks=_tensor(_fresh_blocks(tables, starts, starts + lengths, block_size), device),
@@ -161,8 +161,8 @@ def _tables(chunks: Sequence[Chunk]) -> Ints:
     return tables
 
 
-def _delta_rows(chunks: Sequence[Chunk], rows: Ints, deltas: Mapping[str, DeltaWeights]) -> tuple[DeltaRows, ...]:
-    """Returns the runs of rows that belong to one delta, where chunk i has rows[i] of them."""
+def _owners(chunks: Sequence[Chunk], rows: Ints, deltas: Mapping[str, DeltaWeights]) -> RowOwners:
+    """Returns whose the rows are, where chunk i has rows[i] of them."""
     found: list[DeltaRows] = []
     begin = 0
     for revision, group in groupby(zip(chunks, rows.tolist(), strict=True), key=lambda pair: pair[0].sequence.revision):
@@ -170,7 +170,7 @@ def _delta_rows(chunks: Sequence[Chunk], rows: Ints, deltas: Mapping[str, DeltaW
         if revision and end > begin:
             found.append(DeltaRows(begin, end, deltas[revision]))
         begin = end
-    return tuple(found)
+    return RowOwners.of(found, begin)
 
 
 def _fresh_blocks(tables: Ints, starts: Ints, ends: Ints, block_size: int) -> Ints:

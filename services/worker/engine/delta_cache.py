@@ -65,7 +65,7 @@ class DeltaCache:
             self._loader.forget(revision)
             self._send(DeltaChanged(revision=revision, state="dropped"))
         for revision in moves.forget_decoded:
-            self.weights[revision].dense = {}
+            self.weights[revision].merged = {}
             self._tell(revision)
         for revision in moves.load:
             self._loader.load(revision)
@@ -78,7 +78,7 @@ class DeltaCache:
         """Returns every delta in memory for Stats; `in_use` counts the sequences of a delta."""
         entries = self.residency.entries
         return [
-            DeltaUse(revision=r, bytes=entries[r].bytes, in_use=in_use(r), decoded=bool(delta.dense))
+            DeltaUse(revision=r, bytes=entries[r].bytes, in_use=in_use(r), decoded=bool(delta.merged))
             for r, delta in self.weights.items()
         ]
 
@@ -101,9 +101,9 @@ class DeltaCache:
                 self.weights[delta.revision] = delta
                 self._load_seconds[delta.revision] = seconds
                 self._tell(delta.revision)
-            case Decoded(revision, dense):
+            case Decoded(revision, merged):
                 self.residency.decoded(revision)
-                self.weights[revision].dense = dense
+                self.weights[revision].merged = merged
                 self._tell(revision)
             case Failed(revision, error):
                 return self._fail(revision, error)
@@ -122,7 +122,7 @@ class DeltaCache:
         self._send(
             DeltaChanged(
                 revision=revision,
-                state="decoded" if self.weights[revision].dense else "resident",
+                state="decoded" if self.weights[revision].merged else "resident",
                 bytes=self.residency.entries[revision].bytes,
                 load_seconds=self._load_seconds.get(revision, 0.0),
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from deltaserve.delta.manifest import Manifest, TensorEntry
-from deltaserve.delta.packed import PackedTensor
+from deltaserve.delta.packed import PackedTensor, fit_rows
 from deltaserve.delta.reader import DeltaReader
 from deltaserve.errors import FormatError
 from deltaserve.ops.sbmm import Group, sbmm
@@ -28,7 +28,7 @@ class DeltaWeights:
         biases: bias of the fine-tune minus bias of the base [N], by name of the fused linear.
         norms: weights of the fine-tune, by name of the norm.
         embedding, lm_head: Δ̂ [vocab, hidden], the same object when tied; None where the base's are right.
-        dense: Δ̂ of fused linears by name, and of lm_head under LM_HEAD; empty while the delta is not decoded.
+        merged: W_b + Δ̂ of fused linears by name, and of lm_head under LM_HEAD; empty while the delta is only packed.
     """
 
     revision: str
@@ -38,16 +38,58 @@ class DeltaWeights:
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
     embedding: Operand | None = None
     lm_head: Operand | None = None
-    dense: dict[str, Matrix] = field(default_factory=dict)
+    merged: dict[str, Matrix] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class DeltaRows:
-    """Rows begin … end − 1 of a batch belong to a delta. Rows of no DeltaRows belong to the base."""
+    """Rows begin … end − 1 of a batch belong to a delta."""
 
     begin: int
     end: int
     delta: DeltaWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows begin … end − 1 share one GEMM: with the merged weights of a delta, or with the base's where it is None."""
+
+    begin: int
+    end: int
+    merged: DeltaWeights | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowOwners:
+    """Whose the rows of a batch are.
+
+    Attributes:
+        deltas: in ascending order; rows of none of them belong to the base.
+        runs: all rows, in ascending order.
+    """
+
+    deltas: tuple[DeltaRows, ...]
+    runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, deltas: Sequence[DeltaRows], rows: int) -> RowOwners:
+        """Divides `rows` rows; `deltas` is in ascending order."""
+        runs: list[Run] = []
+        done = 0
+        for r in deltas:
+            if r.delta.merged:
+                if done < r.begin:
+                    runs.append(Run(done, r.begin, None))
+                runs.append(Run(r.begin, r.end, r.delta))
+                done = r.end
+        if done < rows or not runs:
+            runs.append(Run(done, rows, None))
+        return cls(tuple(deltas), tuple(runs))
+
+    @property
+    def packed(self) -> list[DeltaRows]:
+        """The rows whose delta is added to what the base's weights give."""
+        return [r for r in self.deltas if not r.delta.merged]
 
 
 class DeltaBuilder:
@@ -60,12 +102,12 @@ class DeltaBuilder:
         self._norms = {norm.name: norm for norm in base.norms()}
 
     def sizes(self, manifest: Manifest) -> tuple[int, int]:
-        """Returns the bytes that the delta takes packed, and those that its dense copy takes besides."""
+        """Returns the bytes that the delta takes packed, and those that its merged weights take besides."""
         item = self._like.element_size()
         packed = sum(_elements(e) * item if e.codec == "dense" else e.bytes for e in manifest.tensors)
         head = self._head(manifest)
-        dense = sum(linear.weight.shape.numel() for linear in self._base.linears()) + (_elements(head) if head else 0)
-        return packed, dense * item
+        merged = sum(linear.weight.shape.numel() for linear in self._base.linears()) + (_elements(head) if head else 0)
+        return packed, merged * item
 
     def build(self, reader: DeltaReader, revision: str) -> DeltaWeights:
         """Reads all tensors; raises FormatError or DataLossError for a malformed one."""
@@ -78,12 +120,12 @@ class DeltaBuilder:
         delta.vocab = head.shape[0] if head else delta.vocab
         return delta
 
-    def decode(self, delta: DeltaWeights) -> dict[str, Matrix]:
-        """Returns what DeltaWeights.dense holds once the delta is decoded."""
-        dense = {linear.name: self._decode_linear(delta, linear) for linear in self._base.linears()}
-        if delta.lm_head is not None:
-            dense[LM_HEAD] = Matrix(self._dense(delta.lm_head))
-        return dense
+    def merge(self, delta: DeltaWeights) -> dict[str, Matrix]:
+        """Returns what DeltaWeights.merged holds once the delta is decoded."""
+        merged = {linear.name: self._merge_linear(delta, linear) for linear in self._base.linears()}
+        head = fit_rows(self._base.lm_head.plain(), delta.vocab)
+        merged[LM_HEAD] = Matrix(head if delta.lm_head is None else head + self._dense(delta.lm_head))
+        return merged
 
     def _head(self, manifest: Manifest) -> TensorEntry | None:
         """Returns the entry that the fine-tune's lm_head comes from, if it has one."""
@@ -125,29 +167,47 @@ class DeltaBuilder:
         plain = old.plain() if isinstance(old, Matrix) else old
         return packed.to(device).delta(plain[begin:end]).to(dtype)
 
-    def _decode_linear(self, delta: DeltaWeights, linear: Linear) -> Matrix:
-        whole = self._like.new_zeros(linear.weight.shape)
+    def _merge_linear(self, delta: DeltaWeights, linear: Linear) -> Matrix:
+        whole = linear.weight.plain().clone()
         for part in linear.parts:
             if part.name in delta.linears:
-                whole[part.begin : part.end] = self._dense(delta.linears[part.name])
+                whole[part.begin : part.end] += self._dense(delta.linears[part.name])
         return Matrix(whole)
 
     def _dense(self, operand: Operand) -> torch.Tensor:
         return operand if isinstance(operand, torch.Tensor) else operand.decode(self._like.dtype)
 
 
-def add_deltas(y: torch.Tensor, x: torch.Tensor, linear: Linear, rows: Sequence[DeltaRows]) -> None:
-    """Adds to y [T, N] = x [T, K] · W_bᵀ + b each row's own x · Δ̂ᵀ and change of bias, in place."""
-    packed = [r for r in rows if not r.delta.dense]
+def apply_linear(x: torch.Tensor, linear: Linear, rows: RowOwners) -> torch.Tensor:
+    """Returns [T, N]: each row of x [T, K] times the weights of its own model, plus that model's bias."""
+    outputs = []
+    for run in rows.runs:
+        matrix = linear.weight if run.merged is None else run.merged.merged[linear.name]
+        outputs.append(matrix.rows_times(x[run.begin : run.end], linear.bias))
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    packed = rows.packed
     for part in linear.parts if packed else ():
         groups = [Group(r.begin, r.end, r.delta.linears[part.name]) for r in packed if part.name in r.delta.linears]
         sbmm(y[:, part.begin : part.end], x, groups)
-    for r in rows:
-        bias = r.delta.biases.get(linear.name)
-        if r.delta.dense:
-            y[r.begin : r.end] += r.delta.dense[linear.name].rows_times(x[r.begin : r.end], bias)
-        elif bias is not None:
-            y[r.begin : r.end] += bias
+    for r in rows.deltas:
+        if linear.name in r.delta.biases:
+            y[r.begin : r.end] += r.delta.biases[linear.name]
+    return y
+
+
+def apply_lm_head(x: torch.Tensor, lm_head: Matrix, rows: RowOwners) -> torch.Tensor:
+    """Returns logits [S, largest vocabulary] of x [S, hidden]; a row is −inf beyond its own model's vocabulary."""
+    base_vocab = lm_head.shape[0]
+    logits = x.new_full((len(x), max([base_vocab, *(r.delta.vocab for r in rows.deltas)])), float("-inf"))
+    for run in rows.runs:
+        matrix = lm_head if run.merged is None else run.merged.merged[LM_HEAD]
+        logits[run.begin : run.end, : matrix.shape[0]] = matrix.rows_times(x[run.begin : run.end])
+    for r in rows.packed:
+        logits[r.begin : r.end, base_vocab : r.delta.vocab] = 0
+        logits[r.begin : r.end, r.delta.vocab :] = float("-inf")
+        if r.delta.lm_head is not None:
+            sbmm(logits[:, : r.delta.vocab], x, [Group(r.begin, r.end, r.delta.lm_head)])
+    return logits
 
 
 def _elements(entry: TensorEntry) -> int:

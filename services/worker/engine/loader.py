@@ -38,10 +38,10 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The dense copy of a delta is ready to become DeltaWeights.dense."""
+    """The merged weights of a delta are ready to become DeltaWeights.merged."""
 
     revision: str
-    dense: dict[str, Matrix]
+    merged: dict[str, Matrix]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class Loader:
         self._tasks.put((revision, lambda: self._load(revision)))
 
     def decode(self, delta: DeltaWeights) -> None:
-        """Makes the dense copy of a loaded delta."""
-        self._tasks.put((delta.revision, lambda: Decoded(delta.revision, self._builder.decode(delta))))
+        """Makes the merged weights of a loaded delta."""
+        self._tasks.put((delta.revision, lambda: Decoded(delta.revision, self._builder.merge(delta))))
 
     def forget(self, revision: str) -> None:
         """Closes the files of a delta that was inspected and shall not be loaded after all."""

@@ -1,24 +1,22 @@
 """The Llama family (Llama, Mistral, Qwen2, Qwen3) on a flat batch of rows that belong to the base and to many deltas.
 
-Every linear is one GEMM with the base's weights for all rows, plus each row's own delta. Nothing here knows where a
-sequence begins or ends: that is attention's business.
+Every linear is one GEMM with the base's weights for all rows of base and packed deltas, plus each row's own delta; rows
+of hot deltas have merged weights of their own. Nothing here knows where a sequence begins or ends: that is attention's
+business.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import embedding, rms_norm, silu
 
 from deltaserve.ops.delta_rows import delta_rows
-from deltaserve.ops.sbmm import Group, sbmm
 from services.worker.engine.attention import Attention
 from services.worker.engine.batch import Batch
 from services.worker.engine.config import ModelConfig
-from services.worker.engine.deltas import DeltaRows, DeltaWeights, add_deltas
+from services.worker.engine.deltas import DeltaWeights, RowOwners, apply_linear, apply_lm_head
 from services.worker.engine.rope import Rope
-from services.worker.engine.weights import LM_HEAD, BaseWeights, Layer, Linear, Norm
+from services.worker.engine.weights import BaseWeights, Layer, Norm
 
 
 class LlamaModel:
@@ -37,18 +35,19 @@ class LlamaModel:
             batch, and a row is −inf beyond its own model's.
         """
         attention.begin(batch)
-        hidden = self._embed(batch.tokens, batch.deltas)
+        hidden = self._embed(batch.tokens, batch.owners)
         angles = self._rope.angles(batch.positions, hidden.dtype)
         for index, layer in enumerate(self.weights.layers):
             hidden = hidden + self._attend(hidden, layer, index, angles, batch, attention)
-            hidden = hidden + self._mlp(hidden, layer, batch.deltas)
+            hidden = hidden + self._mlp(hidden, layer, batch.owners)
         hidden = hidden.index_select(0, batch.sampled)
-        return self._logits(self._norm(hidden, self.weights.norm, batch.sampled_deltas), batch.sampled_deltas)
+        hidden = self._norm(hidden, self.weights.norm, batch.sampled_owners)
+        return apply_lm_head(hidden, self.weights.lm_head, batch.sampled_owners).float()
 
-    def _embed(self, tokens: torch.Tensor, rows: Sequence[DeltaRows]) -> torch.Tensor:
+    def _embed(self, tokens: torch.Tensor, rows: RowOwners) -> torch.Tensor:
         table = self.weights.embedding
         hidden = embedding(tokens.clamp(max=len(table) - 1), table)
-        for r in rows:
+        for r in rows.deltas:
             if r.delta.embedding is None:
                 continue
             ids = tokens[r.begin : r.end]
@@ -66,55 +65,30 @@ class LlamaModel:
         batch: Batch,
         attention: Attention,
     ) -> torch.Tensor:
-        config, rows = self.config, batch.deltas
-        fused = _linear(self._norm(hidden, layer.input_norm, rows), layer.qkv, rows)
+        config, rows = self.config, batch.owners
+        fused = apply_linear(self._norm(hidden, layer.input_norm, rows), layer.qkv, rows)
         qkv = fused.view(len(fused), -1, config.head_dim)
         if layer.q_norm is not None and layer.k_norm is not None:
             queries, keys = qkv[:, : config.heads], qkv[:, config.heads : config.heads + config.kv_heads]
             queries.copy_(self._norm(queries, layer.q_norm, rows))
             keys.copy_(self._norm(keys, layer.k_norm, rows))
         Rope.rotate(qkv[:, : config.heads + config.kv_heads], angles)
-        return _linear(attention.attend(index, qkv), layer.o, rows)
+        return apply_linear(attention.attend(index, qkv), layer.o, rows)
 
-    def _mlp(self, hidden: torch.Tensor, layer: Layer, rows: Sequence[DeltaRows]) -> torch.Tensor:
-        gate, up = _linear(self._norm(hidden, layer.post_norm, rows), layer.gate_up, rows).chunk(2, dim=1)
-        return _linear(silu(gate).mul_(up), layer.down, rows)
+    def _mlp(self, hidden: torch.Tensor, layer: Layer, rows: RowOwners) -> torch.Tensor:
+        gate, up = apply_linear(self._norm(hidden, layer.post_norm, rows), layer.gate_up, rows).chunk(2, dim=1)
+        return apply_linear(silu(gate).mul_(up), layer.down, rows)
 
-    def _norm(self, x: torch.Tensor, norm: Norm, rows: Sequence[DeltaRows]) -> torch.Tensor:
+    def _norm(self, x: torch.Tensor, norm: Norm, rows: RowOwners) -> torch.Tensor:
         """RMS norm over the last dimension, with each row's own weight."""
         normed = rms_norm(x, norm.weight.shape, eps=self.config.norm_eps)
-        own = [r for r in rows if norm.name in r.delta.norms]
+        own = [r for r in rows.deltas if norm.name in r.delta.norms]
         if not own:
             return normed.mul_(norm.weight)
         scaled = normed * norm.weight
         for r in own:
             torch.mul(normed[r.begin : r.end], r.delta.norms[norm.name], out=scaled[r.begin : r.end])
         return scaled
-
-    def _logits(self, hidden: torch.Tensor, rows: Sequence[DeltaRows]) -> torch.Tensor:
-        base = self.weights.lm_head.rows_times(hidden)
-        vocab = max([base.shape[1], *(r.delta.vocab for r in rows)])
-        if any(r.delta.vocab != base.shape[1] for r in rows):
-            logits = base.new_full((len(base), vocab), float("-inf"))
-            logits[:, : base.shape[1]] = base
-            for r in rows:
-                logits[r.begin : r.end, base.shape[1] : r.delta.vocab] = 0
-                logits[r.begin : r.end, r.delta.vocab :] = float("-inf")
-        else:
-            logits = base
-        for r in rows:
-            if LM_HEAD in r.delta.dense:
-                logits[r.begin : r.end, : r.delta.vocab] += r.delta.dense[LM_HEAD].rows_times(hidden[r.begin : r.end])
-            elif r.delta.lm_head is not None:
-                sbmm(logits[:, : r.delta.vocab], hidden, [Group(r.begin, r.end, r.delta.lm_head)])
-        return logits.float()
-
-
-def _linear(x: torch.Tensor, fused: Linear, rows: Sequence[DeltaRows]) -> torch.Tensor:
-    y = fused.weight.rows_times(x, fused.bias)
-    if rows:
-        add_deltas(y, x, fused, rows)
-    return y
 
 
 def vocab_of(model: LlamaModel, delta: DeltaWeights | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import time
@@ -46,8 +47,7 @@ def run(sock: socket.socket, settings: EngineSettings) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front decides when we end
     logs.setup("engine")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) // 2))
     link = Link(sock)
     engine, ready = build_engine(settings, link.send, link.wake)
     engine.warm_up()

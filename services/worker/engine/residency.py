@@ -1,4 +1,4 @@
-"""Which deltas are in memory (pure): two byte budgets, one for packed deltas and one for dense copies of hot ones.
+"""Which deltas are in memory (pure): two byte budgets, one for packed deltas and one for merged hot ones.
 
 A delta goes through expected → wanted → loading → resident, and may then be decoded. Callers do the transfers and
 report back; this module decides what is loaded, decoded and evicted. A claimed delta (one that sequences need) is never
@@ -20,7 +20,7 @@ class Entry:
     revision: str
     pinned: bool
     size: int = 0  # packed
-    decoded_size: int = 0  # of the dense copy
+    decoded_size: int = 0  # of the merged weights
     state: str = "expected"  # expected (its size is not known yet), wanted, loading, resident
     decode: str = ""  # "", loading, resident
     dropping: bool = False
@@ -81,7 +81,7 @@ class Residency:
         return {e.revision for e in self.entries.values() if e.state == "wanted"}
 
     def used(self) -> int:
-        """Returns the bytes that all deltas take, dense copies and loads under way included."""
+        """Returns the bytes that all deltas take, merged weights and loads under way included."""
         return sum(e.bytes for e in self.entries.values())
 
     def moves(self, claims: Collection[str], now: float) -> Moves:
@@ -102,7 +102,7 @@ class Residency:
         self.entries[revision].state = "resident"
 
     def decoded(self, revision: str) -> None:
-        """Notes that a dense copy is complete."""
+        """Notes that merged weights are complete."""
         self.entries[revision].decode = "resident"
 
     def failed(self, revision: str) -> None:
@@ -123,7 +123,7 @@ class Residency:
             moves.load.append(entry.revision)
 
     def _begin_decode(self, moves: Moves, claims: Collection[str]) -> None:
-        """Begins at most one dense copy: of a claimed delta before others, the most recently used first."""
+        """Begins to merge at most one: a claimed delta before others, the most recently used first."""
         if any(e.decode == "loading" for e in self.entries.values()):
             return
         packed = [e for e in self.entries.values() if e.state == "resident" and not e.decode]

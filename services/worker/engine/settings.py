@@ -15,10 +15,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int = 256 << 20
     block_size: int = 16  # tokens in a KV block
     delta_bytes: int = 1 << 30  # packed deltas, loading ones included
-    decoded_bytes: int = 1 << 30  # dense copies of hot deltas; 0 keeps all packed
+    decoded_bytes: int = 1 << 30  # merged weights (W_b + Δ̂) of hot deltas; 0 keeps all packed
     max_running: int = 64  # sequences in a step
     max_step_tokens: int = 512  # rows in a step, decode and prefill together
     max_deltas: int = 16  # distinct deltas in a step
     max_context: int = 0  # tokens, prompt and output together; 0: the base config's
     max_wait_seconds: float = 2.0  # how long requests of resident deltas may pass one that waits for its turn
-    threads: int = 0  # of torch; 0: torch's own choice
+    threads: int = 0  # of torch on the CPU; 0: half of the CPUs, as waiting for a thread that others keep from running
+    # costs a step many times its length (measured: 20 x), and front, router and loader need CPUs too
