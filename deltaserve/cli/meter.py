@@ -77,7 +77,7 @@ class Meter:
         elif time.monotonic() - self._told > _LINE_SECONDS:
             self._told = time.monotonic()
             share = f" {100 * done / total:.0f} %" if total else ""
-            self._console.print(f"  {stage}{share}  {note}")
+            self._console.print(f"  {stage}{share}  {note}".rstrip())
 
     def upload(self, progress: UploadProgress) -> None:
         """Notes progress of an upload: what AsyncClient.upload calls."""
