@@ -159,6 +159,13 @@ class Client:
         return pb.UploadChunksRequest(upload_id=upload_id, path=path, offset=offset, data=data, crc32c=crc)
 
     @staticmethod
+    async def until_gone(path: Path) -> None:
+        """Waits until a file or folder was deleted."""
+        async with asyncio.timeout(10):
+            while path.exists():
+                await asyncio.sleep(0.01)
+
+    @staticmethod
     async def refused(call: Any) -> Any:
         """Awaits a call that must fail, and returns its error as the class that was raised."""
         with pytest.raises(grpc.aio.AioRpcError) as failed:

@@ -66,7 +66,7 @@ async def test_a_kill_in_the_middle_of_a_job(
     assert [key for key in stored() if key.endswith("manifest.json")] == ["deltas/m/1/manifest.json"]
     reader = DeltaReader.open(tmp_path / "store/deltas/m/1", verify=True)
     assert all(bool(torch.isfinite(reader.tensor(name).decode(torch.float32)).all()) for name in reader.names())
-    assert not (tmp_path / "work/jobs/j").exists()
+    await client.until_gone(tmp_path / "work/jobs/j")
 
 
 async def test_a_kill_while_queued_and_a_drain(service: Any, packed_folder: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ async def test_a_folder_becomes_a_revision(client: Any, tune: Callable[..., Path
     delta = tuned.read(name).float() - base.read(name).float()
     error = (reader.tensor(name).decode(torch.float32) - delta).norm() / delta.norm()
     assert error < 0.2
-    assert not (tmp_path / "work/jobs/j").exists()
+    await client.until_gone(tmp_path / "work/jobs/j")
 
 
 async def test_the_gate_refuses_with_the_report(client: Any, tune: Callable[..., Path], stored: Any) -> None:
