@@ -54,12 +54,20 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def read_labelled(path: Path) -> list[Labelled]:
-    """Reads labelled rows. Raises FormatError as `read_rows`, and for a row without prompt and targets."""
+    """Reads labelled rows for evaluation.
+
+    Answers are compared without the blanks around them, so each target is accepted with a leading space too: most
+    tokenizers make that space a part of the first word's token.
+
+    Raises:
+        FormatError: as `read_rows`, and for a row without prompt and targets.
+    """
     labelled: list[Labelled] = []
     for number, row in enumerate(read_rows(path), 1):
         if not isinstance(row, Labelled):
             raise FormatError(f"{path.name} row {number} has no prompt and targets; evaluation needs both")
-        labelled.append(row)
+        stripped = [target.strip() for target in row.targets]
+        labelled.append(Labelled(row.prompt, tuple(dict.fromkeys(v for t in stripped for v in (t, f" {t}")))))
     return labelled
 
 
