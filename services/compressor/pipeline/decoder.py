@@ -66,20 +66,21 @@ class Decoder:
 
     def attention_input(self, layer: int, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the input of q_proj, k_proj and v_proj, [B, T, H]."""
-        return self._call(layer, "input_layernorm", weights, hidden)
+        output: torch.Tensor = self._call(layer, "input_layernorm", weights, hidden)
+        return output
 
     def attend(self, layer: int, weights: Weights, inputs: torch.Tensor) -> torch.Tensor:
         """Returns the input of o_proj, [B, T, heads · head_dim]."""
         positions = torch.arange(inputs.shape[1], device=inputs.device).unsqueeze(0)
-        attended = self._call(
+        attended: torch.Tensor = self._call(
             layer,
             "self_attn",
             weights,
             inputs,
             position_embeddings=self._rotary(inputs, positions),
             attention_mask=self._mask(layer, inputs.shape[1]),
-        )
-        return attended[0]  # type: ignore[no-any-return]
+        )[0]
+        return attended
 
     def after_attention(self, weights: Weights, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Returns hidden states between attention and MLP, [B, T, H]."""
@@ -87,11 +88,13 @@ class Decoder:
 
     def mlp_input(self, layer: int, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the input of gate_proj and up_proj, [B, T, H]."""
-        return self._call(layer, "post_attention_layernorm", weights, hidden)
+        output: torch.Tensor = self._call(layer, "post_attention_layernorm", weights, hidden)
+        return output
 
     def gate(self, layer: int, weights: Weights, inputs: torch.Tensor) -> torch.Tensor:
         """Returns the input of down_proj, [B, T, intermediate]."""
-        return self._call(layer, "mlp", weights, inputs)
+        output: torch.Tensor = self._call(layer, "mlp", weights, inputs)
+        return output
 
     def after_mlp(self, weights: Weights, hidden: torch.Tensor, gated: torch.Tensor) -> torch.Tensor:
         """Returns hidden states after the layer, [B, T, H]."""
@@ -99,7 +102,8 @@ class Decoder:
 
     def final_norm(self, weight: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the input of lm_head, [..., H]."""
-        return functional_call(self._norm, {"weight": weight}, (hidden,))  # type: ignore[no-any-return]
+        output: torch.Tensor = functional_call(self._norm, {"weight": weight}, (hidden,))
+        return output
 
     def _call(self, layer: int, name: str, weights: Weights, inputs: torch.Tensor, **kwargs: Any) -> Any:
         module = self._layers[layer].get_submodule(name)

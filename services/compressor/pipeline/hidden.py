@@ -59,7 +59,7 @@ class Hidden:
         begin, shape = self._places[batch]
         states = torch.empty(shape)
         self._file.seek(begin)
-        if self._file.readinto(as_bytes(states)) != states.nbytes:  # type: ignore[attr-defined]
+        if self._file.readinto(as_bytes(states)) != states.nbytes:
             raise DataLossError(f"hidden states of batch {batch} were cut off; the disk of {self._folder} may be full")
         return states.to(self._device)
 

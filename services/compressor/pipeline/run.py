@@ -115,9 +115,8 @@ def _deliver(spec: Spec, manifest: Manifest, report: dict[str, Any]) -> Manifest
     failures = report["gate"]["failures"]
     if failures:
         (spec.out / MANIFEST_FILE).unlink()
-        raise QualityGateError(
-            f"{spec.model!r} misses its quality policy: {'; '.join(failures)}", failures=len(failures)
-        )
+        text = "; ".join(failures)
+        raise QualityGateError(f"{spec.model!r} misses its quality policy: {text}", failures=len(failures))
     final = msgspec.structs.replace(manifest, report=report)
     write_manifest(spec.out, final)
     return final

@@ -16,6 +16,7 @@ MAX_HELD_OUT = 64  # sequences
 MAX_EVALUATED = 2000  # rows
 
 _SEED = 0
+_HELD_OUT_EVERY = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +83,16 @@ def gather(
         InvalidArgumentError: see Tokenizer; or evaluation with a tokenizer that has no end.
     """
     rows = read_rows(calibration or BUILT_IN)
-    random.Random(_SEED).shuffle(rows)
+    random.Random(_SEED).shuffle(rows)  # noqa: S311
     sequences = _sequences(tokenizer, rows, min(tokens, context), samples + MAX_HELD_OUT)
     source = calibration.name if calibration else "built-in"
     if len(sequences) < 2:
         raise FormatError(f"{source} gives {len(sequences)} sequences of 2 tokens or more; expected at least 2")
-    held_out = sequences[:: max(5, -(-len(sequences) // MAX_HELD_OUT))]
-    fitted = [sequence for i, sequence in enumerate(sequences) if i % max(5, -(-len(sequences) // MAX_HELD_OUT))]
+    every = max(_HELD_OUT_EVERY, -(-len(sequences) // MAX_HELD_OUT))
+    fitted = [sequence for i, sequence in enumerate(sequences) if i % every]
     labelled = read_labelled(evaluation) if evaluation else []
     answers, count = _answers(tokenizer, labelled[:MAX_EVALUATED], context)
-    return Samples(source, fitted[:samples], held_out, answers, count, len(labelled) - count, tokenizer.ends)
+    return Samples(source, fitted[:samples], sequences[::every], answers, count, len(labelled) - count, tokenizer.ends)
 
 
 def _sequences(tokenizer: Tokenizer, rows: Sequence[Row], limit: int, most: int) -> list[list[int]]:

@@ -76,7 +76,7 @@ class Spec(_Strict, frozen=True, kw_only=True):
 def load_spec(path: Path) -> Spec:
     """Reads a specification file. Raises InvalidArgumentError when it is malformed."""
     try:
-        spec = msgspec.json.decode(path.read_bytes(), type=Spec)
+        spec = msgspec.json.decode(path.read_bytes(), type=Spec, dec_hook=_path)
     except (msgspec.MsgspecError, OSError) as error:
         raise InvalidArgumentError(f"{path.name}: {error}", field="spec") from error
     group = spec.options.group_size
@@ -86,3 +86,9 @@ def load_spec(path: Path) -> Spec:
         if (value := getattr(spec.options, field)) < 1:
             raise InvalidArgumentError(f"{field} is {value}; expected 1 or more", field=field)
     return spec
+
+
+def _path(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"no rule makes a {kind.__name__} of {value!r}")

@@ -12,7 +12,7 @@ from services.compressor.pipeline.batches import Batch
 from services.compressor.pipeline.decoder import Decoder, Weights
 from services.compressor.pipeline.hidden import Hidden
 
-STAGES = (
+STAGES: tuple[tuple[str, ...], ...] = (
     ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
     ("self_attn.o_proj.weight",),
     ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
