@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import collections
-import contextlib
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
+from typing import IO
 
 import msgspec
 
@@ -37,47 +37,65 @@ async def run(arguments: Sequence[str], error_file: Path, on_progress: Callable[
         DeltaServeError: what the process left in `error_file`; InternalError when it died without a word.
     """
     await asyncio.to_thread(error_file.unlink, missing_ok=True)
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        *arguments,
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
-        env=_environment(),
-        limit=1 << 20,
-        start_new_session=True,  # Ctrl-C in a terminal is ours to handle
-    )
+    process = await asyncio.to_thread(_spawn, arguments)
     tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
+    loop = asyncio.get_running_loop()
+
+    def report(line: bytes) -> None:
+        loop.call_soon_threadsafe(_report, line, on_progress)
+
+    def note(line: bytes) -> None:
+        tail.append(line.decode(errors="replace").rstrip())
+        log.debug("pipeline: %s", tail[-1])
+
+    reading = asyncio.gather(
+        asyncio.to_thread(_read, process.stdout, report), asyncio.to_thread(_read, process.stderr, note)
+    )
     try:
-        await asyncio.gather(
-            _read_progress(cast("asyncio.StreamReader", process.stdout), on_progress),
-            _read_log(cast("asyncio.StreamReader", process.stderr), tail),
-        )
-        status = await process.wait()
+        await asyncio.shield(reading)
+        status = await asyncio.to_thread(process.wait)
+    except BaseException:
+        process.kill()  # its work folder is made to survive that
+        raise
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()  # its work folder is made to survive that
-            await process.wait()
+        await reading
+        await asyncio.to_thread(_close, process)
     if status != 0:
         raise _error(status, error_file, tail)
 
 
-async def _read_progress(stream: asyncio.StreamReader, on_progress: Callable[[Progress], None]) -> None:
-    async for line in stream:
-        try:
-            on_progress(msgspec.json.decode(line, type=Progress))
-        except msgspec.MsgspecError:
-            log.info("pipeline: %s", line.decode(errors="replace").rstrip())
+def _spawn(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Starts the process.
+
+    Not with asyncio: uvloop forks, and gRPC's fork handlers then crash the child before exec (7 in 100, see
+    docs/log.md). subprocess uses vfork, which runs no handlers.
+    """
+    pipe = subprocess.PIPE
+    return subprocess.Popen(  # noqa: S603 - our own interpreter, our own modules
+        [sys.executable, "-m", *arguments],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=_environment(),
+        start_new_session=True,  # Ctrl-C in a terminal is ours to handle
+    )
 
 
-async def _read_log(stream: asyncio.StreamReader, tail: collections.deque[str]) -> None:
-    async for line in stream:
-        text = line.decode(errors="replace").rstrip()
-        tail.append(text)
-        log.debug("pipeline: %s", text)
+def _read(stream: IO[bytes] | None, on_line: Callable[[bytes], None]) -> None:
+    for line in stream or ():
+        on_line(line)
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    with process:  # closes the pipes and waits
+        pass
+
+
+def _report(line: bytes, on_progress: Callable[[Progress], None]) -> None:
+    try:
+        on_progress(msgspec.json.decode(line, type=Progress))
+    except msgspec.MsgspecError:
+        log.info("pipeline: %s", line.decode(errors="replace").rstrip())
 
 
 def _error(status: int, error_file: Path, tail: Sequence[str]) -> DeltaServeError:
