@@ -70,7 +70,7 @@ class Run:
 async def main(console: Console) -> None:
     """Runs the demo; raises DeltaServeError when a part of it fails."""
     started = time.monotonic()
-    options = StackOptions(base=BASE, home=HOME, store=str(HOME / "store"), listen="127.0.0.1:0", threads=1, fresh=True)
+    options = StackOptions(base=BASE, home=HOME, store=str(HOME / "store"), listen="127.0.0.1:0", fresh=True)
     heading(console, 1, "Start router, compressor and worker, one process each, on local files")
     async with Stack(options, console.print) as stack, AsyncClient(stack.address) as client:
         console.print(f"ready after {seconds_text(time.monotonic() - started)}; the router listens on {stack.address}")
