@@ -6,10 +6,10 @@ import asyncio
 import collections
 import logging
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import IO
 
 import msgspec
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 REFUSED = 3  # exit status of a pipeline that wrote its error to a file
 _ROOT = Path(__file__).resolve().parents[3]  # services/ is not in the wheel: it is imported from its folder
 _TAIL_LINES = 20
+_LINE_BYTES = 1 << 20
 
 
 async def run(arguments: Sequence[str], error_file: Path, on_progress: Callable[[Progress], None]) -> None:
@@ -37,65 +38,66 @@ async def run(arguments: Sequence[str], error_file: Path, on_progress: Callable[
         DeltaServeError: what the process left in `error_file`; InternalError when it died without a word.
     """
     await asyncio.to_thread(error_file.unlink, missing_ok=True)
-    process = await asyncio.to_thread(_spawn, arguments)
     tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
-    loop = asyncio.get_running_loop()
-
-    def report(line: bytes) -> None:
-        loop.call_soon_threadsafe(_report, line, on_progress)
-
-    def note(line: bytes) -> None:
-        tail.append(line.decode(errors="replace").rstrip())
-        log.debug("pipeline: %s", tail[-1])
-
-    reading = asyncio.gather(
-        asyncio.to_thread(_read, process.stdout, report), asyncio.to_thread(_read, process.stderr, note)
-    )
+    spawning = asyncio.ensure_future(asyncio.to_thread(_spawn, arguments))
     try:
-        await asyncio.shield(reading)
+        process = await asyncio.shield(spawning)
+        await asyncio.gather(_read_progress(process.stdout, on_progress), _read_log(process.stderr, tail))
         status = await asyncio.to_thread(process.wait)
-    except BaseException:
-        process.kill()  # its work folder is made to survive that
-        raise
     finally:
-        await reading
-        await asyncio.to_thread(_close, process)
+        await asyncio.to_thread(_end, await spawning)
     if status != 0:
         raise _error(status, error_file, tail)
 
 
-def _spawn(arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+def _spawn(arguments: Sequence[str]) -> Popen[bytes]:
     """Starts the process.
 
     Not with asyncio: uvloop forks, and gRPC's fork handlers then crash the child before exec (7 in 100, see
     docs/log.md). subprocess uses vfork, which runs no handlers.
     """
-    pipe = subprocess.PIPE
-    return subprocess.Popen(  # noqa: S603 - our own interpreter, our own modules
+    return Popen(  # noqa: S603 - our own interpreter and modules
         [sys.executable, "-m", *arguments],
-        stdin=pipe,
-        stdout=pipe,
-        stderr=pipe,
+        stdin=PIPE,
+        stdout=PIPE,
+        stderr=PIPE,
         env=_environment(),
         start_new_session=True,  # Ctrl-C in a terminal is ours to handle
     )
 
 
-def _read(stream: IO[bytes] | None, on_line: Callable[[bytes], None]) -> None:
-    for line in stream or ():
-        on_line(line)
+def _end(process: Popen[bytes]) -> None:
+    """Makes sure that the process is gone; its work folder is made to survive a kill."""
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
 
 
-def _close(process: subprocess.Popen[bytes]) -> None:
-    with process:  # closes the pipes and waits
-        pass
-
-
-def _report(line: bytes, on_progress: Callable[[Progress], None]) -> None:
+async def _lines(pipe: IO[bytes] | None) -> AsyncIterator[bytes]:
+    reader = asyncio.StreamReader(limit=_LINE_BYTES)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     try:
-        on_progress(msgspec.json.decode(line, type=Progress))
-    except msgspec.MsgspecError:
-        log.info("pipeline: %s", line.decode(errors="replace").rstrip())
+        async for line in reader:
+            yield line
+    finally:
+        transport.close()
+
+
+async def _read_progress(pipe: IO[bytes] | None, on_progress: Callable[[Progress], None]) -> None:
+    async for line in _lines(pipe):
+        try:
+            on_progress(msgspec.json.decode(line, type=Progress))
+        except msgspec.MsgspecError:
+            log.info("pipeline: %s", line.decode(errors="replace").rstrip())
+
+
+async def _read_log(pipe: IO[bytes] | None, tail: collections.deque[str]) -> None:
+    async for line in _lines(pipe):
+        text = line.decode(errors="replace").rstrip()
+        tail.append(text)
+        log.debug("pipeline: %s", text)
 
 
 def _error(status: int, error_file: Path, tail: Sequence[str]) -> DeltaServeError:
