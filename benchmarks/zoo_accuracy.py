@@ -58,7 +58,7 @@ async def accuracy(client: AsyncClient, model: str, rows: list[dict[str, Any]]) 
 async def measure(client: AsyncClient, zoo: Path, model: str, codec: str, limit: int) -> Row:
     """Compresses one fine-tune with one codec, serves it and scores it."""
     name = f"{model}-{codec}"
-    uri = await client.upload(zoo / model, extra=[zoo / model / "train.jsonl", zoo / model / "val.jsonl"])
+    uri = await client.upload(zoo / model, extra=[zoo / model / "train.jsonl"])
     started = time.monotonic()
     job = await client.create_job(
         name,
@@ -66,7 +66,6 @@ async def measure(client: AsyncClient, zoo: Path, model: str, codec: str, limit:
         codec=codec,
         embedding_codec="dense" if codec == "dense" else "int4",
         calibration_uri="train.jsonl",
-        evaluation_uri="val.jsonl",
     )
     job = await client.wait_for_job(job.job_id)
     error = error_of_job(job)
@@ -108,10 +107,10 @@ def print_row(row: Row, rows: list[Row]) -> None:
     """Prints one line, with the difference to the fine-tune when that was measured."""
     tuned = next((r.accuracy for r in rows if r.model == row.model and r.codec == "dense"), None)
     lost = "" if tuned is None else f"{row.accuracy - tuned:+.2f}"
-    report = row.report
+    quality = row.report["quality"]
     print(
         f"{row.model:8} {row.codec:6} {row.accuracy:8.2f} {lost:>8} {row.linear_ratio:8.2f}x {row.whole_ratio:7.2f}x "
-        f"{report['kl']:9.4f} {100 * report['agreement']:8.2f} {row.compress_seconds:9.1f} {row.serve_seconds:7.1f}",
+        f"{quality['kl']:9.4f} {100 * quality['top1_agreement']:8.2f} {row.compress_seconds:9.1f} {row.serve_seconds:7.1f}",
         flush=True,
     )
 
