@@ -56,7 +56,7 @@ def _spawn(arguments: Sequence[str]) -> Popen[bytes]:
     Not with asyncio: uvloop forks, and gRPC's fork handlers then crash the child before exec (7 in 100, see
     docs/log.md). subprocess uses vfork, which runs no handlers.
     """
-    return Popen(  # noqa: S603 - our own interpreter and modules
+    return Popen(  # noqa: S603 - our own interpreter, our own modules  # noqa: S603 - our own interpreter and modules
         [sys.executable, "-m", *arguments],
         stdin=PIPE,
         stdout=PIPE,
