@@ -110,7 +110,8 @@ def print_row(row: Row, rows: list[Row]) -> None:
     quality = row.report["quality"]
     print(
         f"{row.model:8} {row.codec:6} {row.accuracy:8.2f} {lost:>8} {row.linear_ratio:8.2f}x {row.whole_ratio:7.2f}x "
-        f"{quality['kl']:9.4f} {100 * quality['top1_agreement']:8.2f} {row.compress_seconds:9.1f} {row.serve_seconds:7.1f}",
+        f"{quality['kl']:9.4f} {100 * quality['top1_agreement']:8.2f} "
+        f"{row.compress_seconds:9.1f} {row.serve_seconds:7.1f}",
         flush=True,
     )
 
