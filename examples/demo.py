@@ -74,7 +74,9 @@ async def main(console: Console) -> None:
     heading(console, 1, "Start router, compressor and worker, one process each, on local files")
     async with Stack(options, console.print) as stack, AsyncClient(stack.address) as client:
         console.print(f"ready after {seconds_text(time.monotonic() - started)}; the router listens on {stack.address}")
-        heading(console, 2, f"Upload {UPLOADED}, a full fine-tune that writes French verb forms, and compress it")
+        heading(
+            console, 2, f"Upload {UPLOADED}, a full fine-tune that writes French verb forms, and compress it to 1 bit"
+        )
         await upload_and_compress(console, client)
         heading(console, 3, "Register two fine-tunes that are packed deltas already: pronunciation, package sections")
         await register_packed(console, client)
@@ -92,7 +94,7 @@ async def upload_and_compress(console: Console, client: AsyncClient) -> None:
     with Meter(console) as meter:
         source = await client.upload(EXAMPLES / "models" / UPLOADED, extra=[calibration, test], progress=meter.upload)
         job = await client.create_job(
-            UPLOADED, source, codec="int4", calibration_uri=calibration.name, evaluation_uri=test.name
+            UPLOADED, source, codec="sign1", calibration_uri=calibration.name, evaluation_uri=test.name
         )
         job = await client.wait_for_job(job.job_id, meter.job)
     error = error_of_job(job)
@@ -178,7 +180,7 @@ def show_next(console: Console) -> None:
         f"{command} models",
         f"{command} generate conj_fr '<|task|>chanter | Indicatif | Imparfait | 5<|answer|>' --temperature 0",
         f"{command} chat g2p                                                   # spell a word: t e r m i n a l",
-        f"{command} upload examples/models/conj_fr --model fr1 --codec sign1 --evaluation {data}/conj_fr.test.jsonl",
+        f"{command} upload examples/models/conj_fr --model fr4 --codec int4 --evaluation {data}/conj_fr.test.jsonl",
         f"{command} info examples/models/section",
     ):
         console.print(f"  {text}", soft_wrap=True)
