@@ -49,7 +49,7 @@ async def test_a_killed_compressor_resumes_upload_and_job(own_system: System) ->
 
     def kill_midway(progress: UploadProgress) -> None:
         nonlocal killed
-        if progress.stage == "uploading" and not killed and 0.2 < progress.done / progress.total < 0.9:
+        if progress.stage == "sending" and not killed and 0.2 < progress.done / progress.total < 0.9:
             killed = True
             _kill("compressor", home)
 
