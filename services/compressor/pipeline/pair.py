@@ -60,12 +60,17 @@ class Pair:
     def layer(self, index: int) -> Layer:
         """Reads a layer."""
         prefix = f"model.layers.{index}."
-        names = [name.removeprefix(prefix) for name in self.tuned.tensors if name.startswith(prefix)]
-        tuned = {name: self.tuned_tensor(prefix + name) for name in names}
-        base = {name: self.base_tensor(prefix + name) for name in names}
+        tuned = self.tuned_layer(index)
+        base = {name: self.base_tensor(prefix + name) for name in tuned}
         layer = Layer(prefix, base, tuned, {})
         layer.served.update((name, tuned[name]) for name in layer.kept)
         return layer
+
+    def tuned_layer(self, index: int) -> dict[str, torch.Tensor]:
+        """Reads the fine-tune's layer alone; names as in Layer."""
+        prefix = f"model.layers.{index}."
+        names = [name for name in self.tuned.tensors if name.startswith(prefix)]
+        return {name.removeprefix(prefix): self.tuned_tensor(name) for name in names}
 
     def tuned_tensor(self, name: str) -> torch.Tensor:
         """Returns W_f in float32. Raises InvalidArgumentError when it holds NaN or infinity."""

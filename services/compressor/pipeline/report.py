@@ -12,7 +12,7 @@ from deltaserve.delta.manifest import Manifest, Sizes
 from deltaserve.delta.sizes import bits_per_parameter, ratio
 from services.compressor.pipeline.quality import Model, Quality
 from services.compressor.pipeline.samples import Samples
-from services.compressor.pipeline.spec import Policy
+from services.compressor.pipeline.spec import Policy, Spec
 
 VERSION = 1
 
@@ -30,7 +30,7 @@ def make_report(
     accuracy: Mapping[Model, float] | None,
     samples: Samples,
     errors: Mapping[str, float],
-    policy: Policy,
+    spec: Spec,
 ) -> dict[str, Any]:
     """Returns the report.
 
@@ -40,12 +40,12 @@ def make_report(
         accuracy: share of labelled rows answered exactly; None without evaluation.
         samples: what it was computed over.
         errors: relative output error of coded tensors by name.
-        policy: what it must meet.
+        spec: the run, for its policy and the name of its calibration.
 
     Returns:
         A JSON object, described in docs/quality-report.md; the same inputs give the same object.
     """
-    gate = check(policy, quality, accuracy, manifest.sizes)
+    gate = check(spec.policy, quality, accuracy, manifest.sizes)
     return {
         "version": VERSION,
         "quality": {
@@ -58,12 +58,12 @@ def make_report(
         "accuracy": None if accuracy is None else {**accuracy, "rows": samples.rows, "skipped": samples.skipped},
         "sizes": _sizes(manifest.sizes),
         "calibration": {
-            "source": samples.source,
+            "source": spec.calibration.name if spec.calibration else "built-in",
             "sequences": len(samples.calibration),
             "tokens": sum(len(sequence) for sequence in samples.calibration),
         },
         "tensors": _tensors(manifest, errors),
-        "policy": {key: limit for key, limit in msgspec.structs.asdict(policy).items() if limit is not None},
+        "policy": {key: limit for key, limit in msgspec.structs.asdict(spec.policy).items() if limit is not None},
         "gate": msgspec.structs.asdict(gate),
     }
 

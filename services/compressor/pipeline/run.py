@@ -29,8 +29,9 @@ from services.compressor.pipeline.pair import Pair
 from services.compressor.pipeline.parts import Parts
 from services.compressor.pipeline.progress import Progress
 from services.compressor.pipeline.report import make_report
-from services.compressor.pipeline.samples import Samples, gather
+from services.compressor.pipeline.samples import Samples, calibration_rows, gather
 from services.compressor.pipeline.spec import Spec
+from services.compressor.pipeline.spelling import writes_blank
 from services.compressor.pipeline.text import has_tokenizer, open_tokenizer
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,10 @@ def run(spec: Spec, progress: Progress) -> Manifest:
     pair = Pair(Checkpoint.open(spec.base), Checkpoint.open(spec.tuned), device)
     pair.check()
     decoder = Decoder(pair.tuned.config, device)
-    samples = _samples(spec, pair, decoder.context)
+    samples = _samples(spec, pair, decoder)
     fingerprint = spec.base_fingerprint or cached_fingerprint(pair.base, spec.work / "fingerprints")
     parts = Parts(spec.work, _key(spec, pair, fingerprint))
-    scratch = spec.work / "scratch"
-    scratch.mkdir(parents=True, exist_ok=True)
-    models = Models.over(samples, decoder, Memory(spec.memory_bytes), scratch)
+    models = Models.over(samples, decoder, Memory(spec.memory_bytes), spec.work)
     compression = Compression(pair, Coder(pair, spec.options), parts, models, progress)
     heads = compression.run()
     progress.at("evaluating")
@@ -70,19 +69,23 @@ def run(spec: Spec, progress: Progress) -> Manifest:
         pair.tuned.config,
     )  # fmt: skip
     manifest = _assemble(spec, pair, parts, identity)
-    report = make_report(manifest, quality, accuracy, samples, parts.errors(), spec.policy)
+    report = make_report(manifest, quality, accuracy, samples, parts.errors(), spec)
     log.info("compressed %s in %.1f s", spec.model, time.monotonic() - began)
     return _deliver(spec, manifest, report)
 
 
-def _samples(spec: Spec, pair: Pair, context: int) -> Samples:
+def _samples(spec: Spec, pair: Pair, decoder: Decoder) -> Samples:
+    tokenizer = open_tokenizer(pair.base, pair.tuned)
+    rows = calibration_rows(spec.calibration)
+    if writes_blank(pair, decoder, tokenizer, rows, spec.work):
+        tokenizer.blank = " "
     return gather(
-        open_tokenizer(pair.base, pair.tuned),
-        spec.calibration,
+        tokenizer,
+        rows,
         spec.evaluation,
         samples=spec.options.calibration_samples,
         tokens=spec.options.calibration_tokens,
-        context=context,
+        context=decoder.context,
     )
 
 

@@ -39,7 +39,6 @@ class Samples:
     """What a run computes over.
 
     Attributes:
-        source: name of the calibration file, or "built-in".
         calibration: sequences that codes are fitted to.
         held_out: sequences of the same source that they are not.
         answers: every accepted answer of the evaluated rows.
@@ -48,7 +47,6 @@ class Samples:
         ends: ids that end an answer.
     """
 
-    source: str
     calibration: list[list[int]]
     held_out: list[list[int]]
     answers: list[Answer]
@@ -57,22 +55,27 @@ class Samples:
     ends: tuple[int, ...]
 
 
+def calibration_rows(path: Path | None) -> list[Row]:
+    """Returns the rows of a calibration file (None: the built-in set), shuffled by a fixed seed; see read_rows."""
+    rows = read_rows(path or BUILT_IN)
+    random.Random(_SEED).shuffle(rows)  # noqa: S311
+    return rows
+
+
 def gather(
     tokenizer: Tokenizer,
-    calibration: Path | None,
+    rows: Sequence[Row],
     evaluation: Path | None,
     *,
     samples: int,
     tokens: int,
     context: int,
 ) -> Samples:
-    """Reads and tokenizes all sets.
-
-    Rows are shuffled by a fixed seed; every fifth sequence, at most MAX_HELD_OUT, is held out.
+    """Tokenizes all sets. Every fifth sequence, at most MAX_HELD_OUT, is held out.
 
     Args:
         tokenizer: of the fine-tune.
-        calibration: JSONL; None for the built-in set.
+        rows: see `calibration_rows`.
         evaluation: labelled JSONL or None.
         samples: most calibration sequences.
         tokens: most tokens of one calibration or held-out sequence; longer rows are cut into several.
@@ -82,17 +85,17 @@ def gather(
         FormatError: a malformed file, or fewer than two sequences to calibrate with.
         InvalidArgumentError: see Tokenizer; or evaluation with a tokenizer that has no end.
     """
-    rows = read_rows(calibration or BUILT_IN)
-    random.Random(_SEED).shuffle(rows)  # noqa: S311
     sequences = _sequences(tokenizer, rows, min(tokens, context), samples + MAX_HELD_OUT)
-    source = calibration.name if calibration else "built-in"
     if len(sequences) < 2:
-        raise FormatError(f"{source} gives {len(sequences)} sequences of 2 tokens or more; expected at least 2")
+        raise FormatError(
+            f"calibration gives {len(sequences)} sequences of 2 tokens or more; expected at least 2",
+            field="calibration",
+        )
     every = max(_HELD_OUT_EVERY, -(-len(sequences) // MAX_HELD_OUT))
     fitted = [sequence for i, sequence in enumerate(sequences) if i % every]
     labelled = read_labelled(evaluation) if evaluation else []
     answers, count = _answers(tokenizer, labelled[:MAX_EVALUATED], context)
-    return Samples(source, fitted[:samples], sequences[::every], answers, count, len(labelled) - count, tokenizer.ends)
+    return Samples(fitted[:samples], sequences[::every], answers, count, len(labelled) - count, tokenizer.ends)
 
 
 def _sequences(tokenizer: Tokenizer, rows: Sequence[Row], limit: int, most: int) -> list[list[int]]:

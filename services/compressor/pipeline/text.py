@@ -21,6 +21,7 @@ class Tokenizer:
 
     Attributes:
         ends: ids that end a continuation; the first one is what a labelled row is ended with. May be empty.
+        blank: what stands between prompt and answer of labelled rows that are calibrated with: "" or " ".
     """
 
     def __init__(self, folder: Path, vocabulary: int, ends: Sequence[int]) -> None:
@@ -42,12 +43,13 @@ class Tokenizer:
             raise InvalidArgumentError(f"the tokenizer in {folder.name!r} cannot be loaded: {error}") from error
         own = self._tokenizer.eos_token_id
         self._vocabulary = vocabulary
+        self.blank = ""
         self.ends = tuple(ends) or (() if own is None else (int(own),))
 
     def tokens(self, row: Row) -> list[int]:
         """Returns a row's tokens; a labelled row's are prompt, first target, and end."""
         if isinstance(row, Labelled):
-            prompt, target = self.labelled(row.prompt, row.targets[0])
+            prompt, target = self.labelled(row.prompt, self.blank + row.targets[0])
             return prompt + target
         if isinstance(row, Chat):
             return self._encode(self._rendered(row), special=False)
