@@ -50,8 +50,8 @@ async def test_a_kill_in_the_middle_of_a_job(
     """The restarted service goes on with the job by itself, and publishes one whole revision."""
     await service.start()
     async with service.client() as client:
-        uri = await client.upload(tune("m"))
-        await client.create_job(uri)
+        options = pb.CompressionOptions(group_size=32, calibration_samples=16, calibration_tokens=64)
+        await client.create_job(await client.upload(tune("m")), compression=options)
         async for response in client.stub.WatchJob(pb.WatchJobRequest(job_id="j"), timeout=60):
             if response.job.progress.layers_done >= 1:
                 break
