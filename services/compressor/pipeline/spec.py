@@ -91,4 +91,4 @@ def load_spec(path: Path) -> Spec:
 def _path(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"no rule makes a {kind.__name__} of {value!r}")
+    raise TypeError(f"expected a {kind.__name__}, got {str(value)[:80]!r}")

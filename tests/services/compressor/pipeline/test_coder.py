@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltaserve.delta.calibration import Moments
+from deltaserve.delta.checkpoint import Checkpoint
+from services.compressor.pipeline import coder as coder_module
+from services.compressor.pipeline.coder import Coder, Statistics
+from services.compressor.pipeline.pair import Pair
+from services.compressor.pipeline.spec import Options
+
+NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize("codec", ["sign1", "int2", "int4", "dense"])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_rows_may_be_coded_in_blocks(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, codec: str, calibrated: bool
+):
+    models = Pair(Checkpoint.open(pair[0]), Checkpoint.open(pair[1]), torch.device("cpu"))
+    coder = Coder(models, Options(codec=codec, group_size=16))  # type: ignore[arg-type]
+    moments = Moments(32)
+    inputs = torch.randn(100, 32)
+    moments.add(inputs, inputs + 0.01 * torch.randn(100, 32))
+    statistics = Statistics.of(moments) if calibrated else None
+    base, tuned = models.base_tensor(NAME), models.tuned_tensor(NAME)
+    whole = coder.code(NAME, base, tuned, statistics)
+    monkeypatch.setattr(coder_module, "_CHUNK_ELEMENTS", 7 * 32)
+    blocks = coder.code(NAME, base, tuned, statistics)
+    assert blocks.packed.entry == whole.packed.entry
+    assert all(torch.equal(blocks.packed.planes[p], whole.packed.planes[p]) for p in whole.packed.planes)
+    torch.testing.assert_close(whole.served, whole.packed.merged(base), atol=0, rtol=0)
+    assert blocks.error == pytest.approx(whole.error, rel=0.2)
+    assert (whole.error == 0) == (codec == "dense")

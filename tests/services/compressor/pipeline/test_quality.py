@@ -1,0 +1,76 @@
+import math
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+
+from deltaserve.delta.checkpoint import Checkpoint
+from deltaserve.delta.classes import EMBEDDING
+from services.compressor.pipeline.batches import make_batches
+from services.compressor.pipeline.decoder import Decoder
+from services.compressor.pipeline.hidden import Hidden, Memory
+from services.compressor.pipeline.pair import Pair
+from services.compressor.pipeline.quality import MODELS, Head, Model, measure_answers, measure_text
+from services.compressor.pipeline.samples import Answer
+from services.compressor.pipeline.streams import Stream
+
+CPU = torch.device("cpu")
+
+
+def streams_over(folders: dict[Model, Path], sequences: list[list[int]], scratch: Path):
+    streams, heads = {}, {}
+    for model, folder in folders.items():
+        checkpoint = Checkpoint.open(folder)
+        pair = Pair(checkpoint, checkpoint, CPU)
+        decoder = Decoder(checkpoint.config, CPU)
+        stream = Stream(decoder, make_batches(sequences, 40), Hidden(Memory(1 << 30), scratch, CPU))
+        stream.begin(pair.tuned_tensor(EMBEDDING))
+        for index in range(decoder.layers):
+            stream.advance(index, pair.tuned_layer(index))
+        streams[model] = stream
+        heads[model] = Head(pair.tuned_tensor("model.norm.weight"), pair.tuned_tensor(EMBEDDING))
+    return streams, heads
+
+
+@torch.no_grad()
+def test_figures_are_those_of_whole_models(pair: tuple[Path, Path], tmp_path: Path):
+    import transformers
+
+    sequences = [[(11 * i + n) % 250 for i in range(n)] for n in (2, 7, 25, 26)]
+    folders: dict[Model, Path] = {"base": pair[0], "fine_tune": pair[1], "compressed": pair[0]}
+    quality = measure_text(*streams_over(folders, sequences, tmp_path))
+    whole = [transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in pair]
+    kl, agreed, losses = 0.0, 0, []
+    for tokens in map(torch.tensor, sequences):
+        base, tuned = (model(tokens.unsqueeze(0)).logits[0].log_softmax(-1) for model in whole)
+        kl += float(functional.kl_div(base, tuned, log_target=True, reduction="sum"))
+        agreed += int((base.argmax(-1) == tuned.argmax(-1)).sum())
+        losses += functional.nll_loss(tuned[:-1], tokens[1:], reduction="none").tolist()
+    assert quality.tokens == 60
+    assert math.isclose(quality.kl, kl / 60, rel_tol=1e-4)
+    assert quality.agreement == agreed / 60 < 1
+    assert math.isclose(quality.perplexity["fine_tune"], math.exp(sum(losses) / 56), rel_tol=1e-4)
+    assert quality.perplexity["compressed"] == quality.perplexity["base"] != quality.perplexity["fine_tune"]
+
+
+@torch.no_grad()
+def test_exact_match_is_what_greedy_generation_gives(pair: tuple[Path, Path], tmp_path: Path):
+    import transformers
+
+    whole = transformers.LlamaForCausalLM.from_pretrained(pair[1], dtype=torch.float32)
+    answers, expected = [], 0
+    for row in range(12):
+        prompt = [(17 * row + i) % 250 + 8 for i in range(5)]
+        greedy = list(prompt)  # by hand: generate() would stop at the end-of-sequence token
+        for _ in range(4):
+            greedy.append(int(whole(torch.tensor([greedy])).logits[0, -1].argmax()))
+        said, tail = greedy[5:8], greedy[8]
+        right = row % 3 != 0
+        answers.append(Answer(row, 5, [*prompt, *([9, 9, 9] if right else [7] * 3), 0]))  # a wrong answer first
+        answers.append(Answer(row, 5, [*prompt, *(said if right else [7, *said[1:]]), tail]))
+        expected += right
+    ends = sorted({answer.tokens[-1] for answer in answers})
+    folders: dict[Model, Path] = dict.fromkeys(MODELS, pair[1])
+    streams, heads = streams_over(folders, [answer.tokens for answer in answers], tmp_path)
+    accuracy = measure_answers(streams, heads, answers, 12, ends)
+    assert accuracy == dict.fromkeys(MODELS, expected / 12)
