@@ -180,7 +180,12 @@ def test_chat_keeps_the_conversation(run: Run, peer: Any, monkeypatch: pytest.Mo
 
 def test_interrupting_generate_ends_the_request(peer: Any) -> None:
     peer.inference.delay = 0.05
-    command = [sys.executable, "-m", "deltaserve.cli", "generate", "french", "a " * 1000, "--server", peer.address]
+    # whoever runs the tests in the background of a script has SIGINT ignored, and so have its children
+    heed = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    arguments = ["python", "-m", "deltaserve.cli", "generate", "french", "a " * 1000, "--server", peer.address]
+    command = [sys.executable, "-c", heed, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.read(1) == "a"
