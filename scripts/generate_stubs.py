@@ -3,6 +3,7 @@
 import argparse
 import filecmp
 import sys
+import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 OUTPUT = Path("deltaserve/v1")
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
 def generate(target: Path) -> None:
@@ -18,7 +20,9 @@ def generate(target: Path) -> None:
     sources = sorted(str(p.relative_to(PROTOS)) for p in PROTOS.rglob("*.proto"))
     include = Path(protoc.__file__).parent / "_proto"
     outputs = [f"--{kind}_out={target}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
-    code = protoc.main(["protoc", f"-I{PROTOS}", f"-I{include}", *outputs, *sources])
+    # this environment's plugins, whether or not it is on PATH
+    plugins = [f"--plugin=protoc-gen-{kind}={SCRIPTS / f'protoc-gen-{kind}'}" for kind in ("mypy", "mypy_grpc")]
+    code = protoc.main(["protoc", f"-I{PROTOS}", f"-I{include}", *plugins, *outputs, *sources])
     if code != 0:
         raise SystemExit(f"protoc failed with exit status {code}")
 

@@ -184,7 +184,8 @@ def test_interrupting_generate_ends_the_request(peer: Any) -> None:
     heed = (
         "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
     )
-    arguments = ["python", "-m", "deltaserve.cli", "generate", "french", "a " * 1000, "--server", peer.address]
+    # argv[0] is what the interpreter finds its environment by
+    arguments = [sys.executable, "-m", "deltaserve.cli", "generate", "french", "a " * 1000, "--server", peer.address]
     command = [sys.executable, "-c", heed, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
