@@ -17,7 +17,11 @@ from services.compressor.pipeline.pair import Pair
 from services.compressor.pipeline.spec import Options
 
 _CHUNK_ELEMENTS = 32 << 20  # bounds the temporaries of coding large matrices: rows are coded independently
-_RIDGE = 1.0  # of the asymmetric target, relative to the Gram matrix's mean diagonal
+
+# Both relative to the Gram matrix's mean diagonal; chosen by KL over three real fine-tunes, see docs/log.md.
+_RIDGE = {"sign1": 1.0}  # of the asymmetric target; fewer bits leave more error that is no use to chase
+_INT_RIDGE = 0.3
+_ENCODING = EncodeOptions(damping=0.3, feedback=True, unbiased=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class Coder:
         target, curvature = delta, None
         if statistics is not None:
             curvature = statistics.curvature
-            target = asymmetric_target(delta, tuned, statistics.cross, curvature, _RIDGE)
+            target = asymmetric_target(delta, tuned, statistics.cross, curvature, _RIDGE.get(codec, _INT_RIDGE))
         return code_delta(
             name,
             target,
@@ -111,7 +115,7 @@ class Coder:
             base=self.pair.base_name(name),
             curvature=curvature,
             params=self._params(codec),
-            options=EncodeOptions(),
+            options=_ENCODING,
         )
 
     def _params(self, codec: str) -> Params:
