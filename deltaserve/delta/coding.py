@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import classify
 from deltaserve.delta.codecs import EncodeOptions, Params, get_codec
+from deltaserve.delta.codecs.lowrank import DTYPE, DTYPES, LEFT, RANK, RIGHT
+from deltaserve.delta.codecs.sparse_exact import CHANGED, changes
 from deltaserve.delta.dtypes import SAFETENSORS_DTYPES
 from deltaserve.delta.manifest import TensorEntry
 from deltaserve.delta.packed import PackedTensor, planes_sha256
@@ -32,7 +36,7 @@ def code_delta(
         name: of the fine-tune's tensor.
         target: Δ or the asymmetric Δ*, float32 [N, K], finite.
         dtype: of the fine-tune's tensor, told to the manifest.
-        codec: any but `dense`.
+        codec: one of the form `delta`.
         base: name of the base tensor that Δ is counted from.
         curvature: Gram matrix [K, K] of the inputs, when there is one.
         params: of the codec.
@@ -49,7 +53,7 @@ def code_delta(
         raise InvalidArgumentError(f"the delta of {name!r} holds NaN or infinity; expected finite values", tensor=name)
     chosen = get_codec(codec)
     planes = chosen.encode(target.float(), curvature, params or {}, options)
-    return _packed(name, target, dtype, codec, base, dict(params or {}), planes)
+    return _packed(name, target.shape, dtype, codec, base, dict(params or {}), planes)
 
 
 def code_dense(name: str, tensor: torch.Tensor) -> PackedTensor:
@@ -57,12 +61,66 @@ def code_dense(name: str, tensor: torch.Tensor) -> PackedTensor:
     if not bool(torch.isfinite(tensor).all()):
         raise InvalidArgumentError(f"tensor {name!r} holds NaN or infinity; expected finite values", tensor=name)
     planes = get_codec("dense").encode(tensor, None, {}, _DEFAULTS)
-    return _packed(name, tensor, tensor.dtype, "dense", None, {}, planes)
+    return _packed(name, tensor.shape, tensor.dtype, "dense", None, {}, planes)
+
+
+def code_same(name: str, shape: Sequence[int], dtype: torch.dtype, base: str) -> PackedTensor:
+    """Codes a tensor as the base's."""
+    return _packed(name, shape, dtype, "same", base, {}, {})
+
+
+def code_exact(name: str, tuned: torch.Tensor, base: torch.Tensor, base_name: str) -> PackedTensor:
+    """Codes one tensor of the fine-tune bit for bit: `same`, `sparse_exact` or `dense`, whichever takes fewest bytes.
+
+    Args:
+        name: of the fine-tune's tensor.
+        tuned: W_f in its own dtype.
+        base: W_b in any dtype, of the same shape.
+        base_name: of the base's tensor.
+
+    Raises:
+        InvalidArgumentError: NaN or infinity in W_f.
+    """
+    whole = code_dense(name, tuned)
+    values = changes(tuned, base.to(tuned.device))
+    changed = int((~torch.isnan(values)).sum())
+    if changed == 0:
+        return code_same(name, tuned.shape, tuned.dtype, base_name)
+    if tuned.dim() != 2:
+        return whole
+    params = {CHANGED: changed}
+    planes = get_codec("sparse_exact").encode(values, None, params, _DEFAULTS)
+    sparse = _packed(name, tuned.shape, tuned.dtype, "sparse_exact", base_name, params, planes)
+    return sparse if sparse.nbytes < whole.nbytes else whole
+
+
+def code_factors(
+    name: str, left: torch.Tensor, right: torch.Tensor, shape: Sequence[int], dtype: torch.dtype, base: str
+) -> PackedTensor:
+    """Keeps the factors of a low-rank delta as they are, e.g. of a LoRA adapter.
+
+    Args:
+        name: of the fine-tune's tensor.
+        left: [N, r], float16, bfloat16 or float32.
+        right: [r, K] of the same dtype.
+        shape: (N, K).
+        dtype: of the fine-tune's tensor, told to the manifest.
+        base: name of the base tensor.
+
+    Raises:
+        InvalidArgumentError: NaN or infinity.
+        FormatError: a rank above what the shape allows.
+    """
+    if not bool(torch.isfinite(left).all() and torch.isfinite(right).all()):
+        raise InvalidArgumentError(f"the factors of {name!r} hold NaN or infinity; expected finite values", tensor=name)
+    params = {RANK: right.shape[0], DTYPE: DTYPES.index(SAFETENSORS_DTYPES[right.dtype])}
+    get_codec("lowrank").check_params(params, shape)
+    return _packed(name, shape, dtype, "lowrank", base, params, {LEFT: left, RIGHT: right})
 
 
 def _packed(
     name: str,
-    tensor: torch.Tensor,
+    shape: Sequence[int],
     dtype: torch.dtype,
     codec: str,
     base: str | None,
@@ -72,8 +130,8 @@ def _packed(
     planes = {plane: values.cpu().contiguous() for plane, values in planes.items()}
     entry = TensorEntry(
         name=name,
-        kind=classify(name, tensor.shape),
-        shape=list(tensor.shape),
+        kind=classify(name, shape),
+        shape=list(shape),
         dtype=SAFETENSORS_DTYPES[dtype],  # type: ignore[arg-type]
         codec=codec,
         base=base,

@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 
 from deltaserve.delta.calibration import Curvature
-from deltaserve.delta.grid import best_scale, levels_below_zero, quantise
+from deltaserve.delta.grid import best_scale, code_of_zero, quantise
 
 _BLOCK = 128
 
 
 def gptq(
-    target: torch.Tensor, curvature: Curvature, damping: float, group: int, bits: int
+    target: torch.Tensor, curvature: Curvature, damping: float, group: int, levels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes a matrix under Ĥ + λI.
 
@@ -24,7 +24,7 @@ def gptq(
         curvature: Ĥ [K, K].
         damping: λ relative to Ĥ's mean diagonal; more of it trusts the calibration less, and without end is rounding.
         group: columns that share a scale, 1 to K; the last group may be smaller.
-        bits: 1 to 4.
+        levels: of the grid, see deltaserve.delta.grid.
 
     Returns:
         codes uint8 [N, K], and scales float32 [N, ceil(K / group)], fp16-representable.
@@ -39,8 +39,8 @@ def gptq(
         for i in range(end - begin):
             column = begin + i
             if column % group == 0:
-                scales.append(_group_scale(rest, factor, column, group, bits))
-            codes[column], errors[i] = _code_column(rest[column], scales[-1], triangle[i, i], bits)
+                scales.append(_group_scale(rest, factor, column, group, levels))
+            codes[column], errors[i] = _code_column(rest[column], scales[-1], triangle[i, i], levels)
             rest[column:end].addr_(triangle[i, i:], errors[i], alpha=-1)
         rest[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
     return codes.T.contiguous(), torch.stack(scales, dim=1)
@@ -52,16 +52,16 @@ def _blocks(columns: int, group: int) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, columns)) for begin in range(0, columns, size)]
 
 
-def _group_scale(rest: torch.Tensor, factor: torch.Tensor, begin: int, group: int, bits: int) -> torch.Tensor:
+def _group_scale(rest: torch.Tensor, factor: torch.Tensor, begin: int, group: int, levels: int) -> torch.Tensor:
     values = rest[begin : begin + group].T.contiguous()
     cost = factor.diagonal()[begin : begin + group].square().reciprocal()
-    return best_scale(values, cost / cost.mean(), bits)
+    return best_scale(values, cost / cost.mean(), levels)
 
 
 def _code_column(
-    values: torch.Tensor, scale: torch.Tensor, pivot: torch.Tensor, bits: int
+    values: torch.Tensor, scale: torch.Tensor, pivot: torch.Tensor, levels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns one column's codes and its errors divided by the pivot, both [N]."""
-    codes = quantise(values, scale, bits)
-    decoded = (codes - levels_below_zero(bits)) * scale
+    codes = quantise(values, scale, levels)
+    decoded = (codes - code_of_zero(levels)) * scale
     return codes.to(torch.uint8), (values - decoded) / pivot

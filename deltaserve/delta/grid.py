@@ -1,6 +1,7 @@
-"""The mid-rise symmetric grid of the int codecs, and the scale that fits it best to a group of weights.
+"""The symmetric grid of the int and ternary codecs, and the scale that fits it best to a group of weights.
 
-Code c of b bits stands for (c − (2^b − 1)/2) · scale: 2^b evenly spaced levels around zero, which is not one of them.
+Code c of L levels stands for (c − (L − 1)/2) · scale: evenly spaced levels around zero, which is one of them only for
+odd L.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ import torch
 FP16_MAX = 65504.0
 
 # Step of the best grid for unit Gaussian values (Max 1960): where the search for a scale begins.
-_GAUSSIAN_STEP = {1: 1.596, 2: 0.9957, 3: 0.5860, 4: 0.3352}
+_GAUSSIAN_STEP = {2: 1.596, 3: 1.224, 4: 0.9957, 8: 0.5860, 16: 0.3352}
 _FACTORS = tuple(0.3 * 1.15**i for i in range(16))  # 0.3 to 2.4 of the Gaussian step
 _NEAR = (0.91, 0.94, 0.97, 1.03, 1.06, 1.1)  # of the best so far: at 4 bits the error has several minima
 _REFINEMENTS = 3
 
 
-def levels_below_zero(bits: int) -> float:
-    """Returns the code that would stand for zero: (2^bits − 1)/2."""
-    return ((1 << bits) - 1) / 2
+def code_of_zero(levels: int) -> float:
+    """Returns the code that stands for zero, or would: (levels − 1)/2."""
+    return (levels - 1) / 2
 
 
-def quantise(values: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+def quantise(values: torch.Tensor, scale: torch.Tensor, levels: int) -> torch.Tensor:
     """Returns the nearest codes, float32 like `values`; `scale` broadcasts, and zero scales give any code."""
     inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
-    codes = (values * inverse).add_(levels_below_zero(bits)).round_()
-    return codes.clamp_(0, (1 << bits) - 1)
+    codes = (values * inverse).add_(code_of_zero(levels)).round_()
+    return codes.clamp_(0, levels - 1)
 
 
 def round_scale(scale: torch.Tensor) -> torch.Tensor:
@@ -33,7 +34,7 @@ def round_scale(scale: torch.Tensor) -> torch.Tensor:
     return scale.nan_to_num(0.0, FP16_MAX, 0.0).clamp_(0, FP16_MAX).half().float()
 
 
-def best_scale(values: torch.Tensor, weights: torch.Tensor | None, bits: int) -> torch.Tensor:
+def best_scale(values: torch.Tensor, weights: torch.Tensor | None, levels: int) -> torch.Tensor:
     """Returns the scale that minimises the (weighted) squared error of each group.
 
     A geometric search, coarse and then near the best, brackets the minimum; alternating nearest codes and the
@@ -42,21 +43,21 @@ def best_scale(values: torch.Tensor, weights: torch.Tensor | None, bits: int) ->
     Args:
         values: float32 [..., g], groups along the last dimension.
         weights: float32, broadcastable to `values`, not negative; None for all ones.
-        bits: 1 to 4.
+        levels: of the grid: 2, 3, 4, 8 or 16.
 
     Returns:
         float32 [...], fp16-representable, 0 for a group of zeros.
     """
-    step = values.square().mean(dim=-1).sqrt_() * _GAUSSIAN_STEP[bits]
+    step = values.square().mean(dim=-1).sqrt_() * _GAUSSIAN_STEP[levels]
     best = round_scale(step)
-    least = _error(values, best, weights, bits)
+    least = _error(values, best, weights, levels)
     for factor in _FACTORS:
-        best, least = _keep_better(values, step * factor, best, least, weights, bits)
+        best, least = _keep_better(values, step * factor, best, least, weights, levels)
     middle = best
     for factor in _NEAR:
-        best, least = _keep_better(values, middle * factor, best, least, weights, bits)
+        best, least = _keep_better(values, middle * factor, best, least, weights, levels)
     for _ in range(_REFINEMENTS):
-        best, least = _keep_better(values, _least_squares(values, best, weights, bits), best, least, weights, bits)
+        best, least = _keep_better(values, _least_squares(values, best, weights, levels), best, least, weights, levels)
     return best
 
 
@@ -66,21 +67,23 @@ def _keep_better(
     best: torch.Tensor,
     least: torch.Tensor,
     weights: torch.Tensor | None,
-    bits: int,
+    levels: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     candidate = round_scale(candidate)
-    error = _error(values, candidate, weights, bits)
+    error = _error(values, candidate, weights, levels)
     better = error < least
     return torch.where(better, candidate, best), torch.where(better, error, least)
 
 
-def _error(values: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor | None, bits: int) -> torch.Tensor:
+def _error(values: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor | None, levels: int) -> torch.Tensor:
     wide = scale.unsqueeze(-1)
-    error = quantise(values, wide, bits).sub_(levels_below_zero(bits)).mul_(wide).sub_(values).square_()
+    error = quantise(values, wide, levels).sub_(code_of_zero(levels)).mul_(wide).sub_(values).square_()
     return (error if weights is None else error.mul_(weights)).sum(dim=-1)
 
 
-def _least_squares(values: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor | None, bits: int) -> torch.Tensor:
-    levels = quantise(values, scale.unsqueeze(-1), bits).sub_(levels_below_zero(bits))
-    heavy = levels if weights is None else levels * weights
-    return (heavy * values).sum(dim=-1) / (heavy * levels).sum(dim=-1)
+def _least_squares(
+    values: torch.Tensor, scale: torch.Tensor, weights: torch.Tensor | None, levels: int
+) -> torch.Tensor:
+    codes = quantise(values, scale.unsqueeze(-1), levels).sub_(code_of_zero(levels))
+    heavy = codes if weights is None else codes * weights
+    return (heavy * values).sum(dim=-1) / (heavy * codes).sum(dim=-1)

@@ -15,6 +15,9 @@ from deltaserve.delta.headers import DTYPE_BYTES, TensorHeader
 from deltaserve.delta.manifest import PLANE_SEPARATOR, TensorEntry
 from deltaserve.errors import FormatError, InvalidArgumentError
 
+WHOLE_CODECS = ("dense", "same")
+"""Codecs of tensors that are no weight matrices: norms, biases."""
+
 _NUMBER = re.compile(r"(\d+)")
 
 
@@ -63,8 +66,8 @@ def check_entry(entry: TensorEntry) -> None:
         codec.check_params(entry.params, entry.shape)
     except InvalidArgumentError as error:
         raise FormatError(f"tensor {entry.name!r}: {error.message}") from error
-    if kind not in ("linear", "embedding", "lm_head") and not codec.replaces:
-        raise FormatError(f"tensor {entry.name!r} of class {kind} has codec {entry.codec!r}; expected 'dense'")
+    if kind not in ("linear", "embedding", "lm_head") and entry.codec not in WHOLE_CODECS:
+        raise FormatError(f"tensor {entry.name!r} of class {kind} has codec {entry.codec!r}; expected {WHOLE_CODECS}")
 
 
 def _take_planes(entry: TensorEntry, left: dict[str, TensorHeader], owner: str) -> dict[str, TensorHeader]:

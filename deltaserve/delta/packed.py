@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deltaserve.delta.codecs import Codec, Planes, get_codec
+from deltaserve.delta.codecs import Codec, Form, Planes, get_codec
 from deltaserve.delta.dtypes import as_bytes
 from deltaserve.delta.manifest import TensorEntry
 
@@ -36,9 +36,9 @@ class PackedTensor:
         return tuple(self.entry.shape)
 
     @property
-    def replaces(self) -> bool:
-        """True when it holds the fine-tune's tensor W_f itself, False when it holds Δ = W_f − W_b."""
-        return self.codec.replaces
+    def form(self) -> Form:
+        """What it decodes to: Δ̂, W_f, or those values of W_f that differ from W_b's."""
+        return self.codec.form
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +46,7 @@ class PackedTensor:
         return sum(plane.nbytes for plane in self.planes.values())
 
     def decode(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Returns Δ̂ (W_f when `replaces`) of the fine-tune's shape in `dtype`, on the planes' device."""
+        """Returns what the codec's form says, of the fine-tune's shape in `dtype`, on the planes' device."""
         return self.codec.decode(self.planes, self.shape, self.entry.params, dtype)
 
     def rows(self, rows: torch.Tensor | slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -59,33 +59,38 @@ class PackedTensor:
         Returns:
             [M, K] on the planes' device.
         """
-        picked = {name: plane[rows] for name, plane in self.planes.items()}
-        count = next(iter(picked.values())).shape[0]
+        specs = self.codec.plane_specs(self.shape, self.entry.dtype, self.entry.params)
+        picked = {name: plane[rows] if specs[name].by_row else plane for name, plane in self.planes.items()}
+        count = len(range(*rows.indices(self.shape[0]))) if isinstance(rows, slice) else len(rows)
         return self.codec.decode(picked, (count, *self.shape[1:]), self.entry.params, dtype)
 
     def delta(self, base: torch.Tensor | None) -> torch.Tensor:
-        """Returns Δ̂ in float32, whatever the codec: W_f − W_b for one that holds W_f.
+        """Returns Δ̂ in float32, whatever the codec.
 
         Args:
-            base: W_b, needed when `replaces`; rows it lacks count as zero, rows it has too many are cut.
+            base: W_b, needed unless the form is `delta`; rows it lacks count as zero, rows it has too many are cut.
         """
         decoded = self.decode(torch.float32)
-        if not self.replaces:
+        if self.form == "delta":
             return decoded
-        if base is None:
-            raise ValueError(f"tensor {self.entry.name!r} of codec {self.entry.codec} has no delta without its base")
-        return decoded - fit_rows(base.to(decoded.device, torch.float32), self.shape[0])
+        change = decoded - self._fitted(base).to(decoded.device)
+        return change if self.form == "whole" else change.nan_to_num_(0.0)
 
     def merged(self, base: torch.Tensor | None) -> torch.Tensor:
-        """Returns Ŵ_f = W_b + Δ̂ in float32; `base` as in `delta`, not needed when `replaces`."""
+        """Returns Ŵ_f in float32; `base` as in `delta`, but needed unless the form is `whole`."""
         decoded = self.decode(torch.float32)
-        if self.replaces:
+        if self.form == "whole":
             return decoded
+        weights = self._fitted(base)
+        decoded, weights = (
+            (decoded, weights.to(decoded.device)) if self.planes else (decoded.to(weights.device), weights)
+        )
+        return weights + decoded if self.form == "delta" else torch.where(torch.isnan(decoded), weights, decoded)
+
+    def _fitted(self, base: torch.Tensor | None) -> torch.Tensor:
         if base is None:
-            raise ValueError(
-                f"tensor {self.entry.name!r} of codec {self.entry.codec} cannot be merged without its base"
-            )
-        return fit_rows(base.to(decoded.device, torch.float32), self.shape[0]) + decoded
+            raise ValueError(f"tensor {self.entry.name!r} of codec {self.entry.codec} means nothing without its base")
+        return fit_rows(base.float(), self.shape[0])
 
     def to(self, device: torch.device | str) -> PackedTensor:
         """Returns it with its planes on a device."""

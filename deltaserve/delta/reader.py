@@ -75,8 +75,8 @@ class DeltaReader:
         return reader
 
     def names(self) -> list[str]:
-        """Returns the names of the tensors in the order of their bytes."""
-        return sorted(self._planes, key=lambda name: min(plane.begin for plane in self._planes[name].values()))
+        """Returns the names of the tensors in the order of their bytes; first those that have none."""
+        return sorted(self._planes, key=lambda name: min((p.begin for p in self._planes[name].values()), default=0))
 
     def entry(self, name: str) -> TensorEntry:
         """Returns a tensor's entry of the manifest; raises InvalidArgumentError when there is none."""

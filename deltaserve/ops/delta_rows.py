@@ -21,10 +21,10 @@ def delta_rows(operand: PackedTensor | torch.Tensor, ids: torch.Tensor) -> torch
         [M, K], float32 from a packed operand, the operand's dtype from a dense one.
 
     Raises:
-        ValueError: the operand holds W_f instead of Δ̂ (`dense`).
+        ValueError: the operand holds values of W_f instead of Δ̂.
     """
     if isinstance(operand, torch.Tensor):
         return operand[ids]
-    if operand.replaces:
-        raise ValueError(f"{operand.entry.name!r} is stored whole: take PackedTensor.delta(base) as operand")
+    if operand.form != "delta":
+        raise ValueError(f"{operand.entry.name!r} is stored whole or in parts: take PackedTensor.delta(base) as operand")
     return operand.rows(ids)

@@ -43,7 +43,7 @@ def sbmm(y: torch.Tensor, x: torch.Tensor, groups: Sequence[Group]) -> None:
         groups: disjoint ranges of rows.
 
     Raises:
-        ValueError: a range or an operand that does not fit, or one that holds W_f instead of Δ̂ (`dense`).
+        ValueError: a range or an operand that does not fit, or one that holds values of W_f instead of Δ̂.
     """
     for group in groups:
         _check(y, x, group)
@@ -72,5 +72,5 @@ def _check(y: torch.Tensor, x: torch.Tensor, group: Group) -> None:
         raise ValueError(f"rows {group.begin} to {group.end} of x {tuple(x.shape)}, y {tuple(y.shape)}")
     if len(shape) != 2 or shape[1] != x.shape[1] or shape[0] > y.shape[1]:
         raise ValueError(f"delta {tuple(shape)} does not fit x {tuple(x.shape)}, y {tuple(y.shape)}")
-    if isinstance(group.operand, PackedTensor) and group.operand.replaces:
-        raise ValueError(f"{group.operand.entry.name!r} is stored whole: take PackedTensor.delta(base) as operand")
+    if isinstance(group.operand, PackedTensor) and group.operand.form != "delta":
+        raise ValueError(f"{group.operand.entry.name!r} is stored whole or in parts: take PackedTensor.delta(base) as operand")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from deltaserve.delta.codecs.base import Codec, EncodeOptions, Params, Planes, PlaneSpec
+from deltaserve.delta.codecs.base import Codec, EncodeOptions, Form, Params, Planes, PlaneSpec
 from deltaserve.delta.codecs.dense import Dense
-from deltaserve.delta.codecs.intn import IntN
+from deltaserve.delta.codecs.intn import INTS, TERNARY
+from deltaserve.delta.codecs.lowrank import LowRank
+from deltaserve.delta.codecs.same import Same
 from deltaserve.delta.codecs.sign1 import Sign1
+from deltaserve.delta.codecs.sparse24 import SPARSE24
+from deltaserve.delta.codecs.sparse_exact import SparseExact
 from deltaserve.errors import InvalidArgumentError
 
-__all__ = ["CODECS", "Codec", "EncodeOptions", "Params", "PlaneSpec", "Planes", "get_codec"]
+__all__ = ["CODECS", "Codec", "EncodeOptions", "Form", "Params", "PlaneSpec", "Planes", "get_codec"]
 
-_ALL: tuple[Codec, ...] = (Sign1(), IntN(2), IntN(3), IntN(4), Dense())
+_ALL: tuple[Codec, ...] = (Sign1(), TERNARY, *INTS, *SPARSE24, LowRank(), SparseExact(), Same(), Dense())
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
 """All codecs by name."""
 

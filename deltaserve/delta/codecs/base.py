@@ -1,10 +1,10 @@
-"""What a codec is: one way to store a tensor as planes, each plane's first dimension being the tensor's rows."""
+"""What a codec is: one way to store a tensor as planes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -14,13 +14,21 @@ from deltaserve.errors import FormatError
 Planes = dict[str, torch.Tensor]
 Params = Mapping[str, int]
 
+Form = Literal["delta", "whole", "patch"]
+"""What planes decode to: Δ̂, which is added to W_b; W_f itself; or those values of W_f that differ from W_b's."""
+
 
 @dataclass(frozen=True, slots=True)
 class PlaneSpec:
-    """What a plane must be: safetensors dtype and shape."""
+    """What a plane must be: safetensors dtype and shape.
+
+    Attributes:
+        by_row: its first dimension is the tensor's rows; otherwise all rows share it.
+    """
 
     dtype: str
     shape: tuple[int, ...]
+    by_row: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +59,8 @@ class Codec(Protocol):
         """Bits of a weight's code, scales not counted."""
 
     @property
-    def replaces(self) -> bool:
-        """True when it stores the tensor W_f itself, False when it stores Δ."""
+    def form(self) -> Form:
+        """What it decodes to."""
 
     def check_params(self, params: Params, shape: Sequence[int]) -> None:
         """Raises FormatError for parameters or shapes that it does not take."""
@@ -63,13 +71,16 @@ class Codec(Protocol):
     def encode(
         self, values: torch.Tensor, curvature: Curvature | None, params: Params, options: EncodeOptions
     ) -> Planes:
-        """Codes Δ, float32 [N, K] (or W_f in its own dtype when `replaces`)."""
+        """Codes Δ, float32 [N, K] (W_f in its own dtype for the form `whole`; see SparseExact for `patch`)."""
 
     def check_planes(self, planes: Planes, shape: Sequence[int]) -> None:
         """Raises FormatError for contents that no encoder makes; dtypes and shapes are right already."""
 
     def decode(self, planes: Planes, shape: Sequence[int], params: Params, dtype: torch.dtype) -> torch.Tensor:
-        """Returns Δ̂ (or W_f when `replaces`) in `dtype`, of `shape`, on the planes' device."""
+        """Returns Δ̂ (W_f for `whole`, W_f with NaN where W_b stays for `patch`) in `dtype` on the planes' device.
+
+        Planes that are by row may be some of the tensor's rows only; `shape` then has as many.
+        """
 
 
 def check_matrix(name: str, shape: Sequence[int]) -> tuple[int, int]:
@@ -84,6 +95,14 @@ def check_known(name: str, params: Params, known: Sequence[str]) -> None:
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise FormatError(f"codec {name} has no parameters {[key[:40] for key in unknown[:5]]}; it knows {list(known)}")
+
+
+def check_count(name: str, params: Params, key: str, most: int) -> int:
+    """Returns a parameter that must be there and lie between 1 and `most`; raises FormatError."""
+    value = params.get(key, 0)
+    if not 1 <= value <= most:
+        raise FormatError(f"codec {name}: {key} is {value}; expected 1 to {most}")
+    return value
 
 
 def check_scale(name: str, scale: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from deltaserve.delta.calibration import Curvature
-from deltaserve.delta.codecs.base import EncodeOptions, Params, Planes, PlaneSpec, check_known
+from deltaserve.delta.codecs.base import EncodeOptions, Form, Params, Planes, PlaneSpec, check_known
 from deltaserve.errors import FormatError
 
 VALUES = "values"
@@ -20,7 +20,7 @@ class Dense:
 
     name: str = "dense"
     bits: float = 16.0
-    replaces: bool = True
+    form: Form = "whole"
 
     def check_params(self, params: Params, shape: Sequence[int]) -> None:  # noqa: ARG002
         """Takes no parameters, and any shape."""

@@ -1,4 +1,4 @@
-"""`int2`, `int3`, `int4`: evenly spaced levels around zero, an fp16 scale for each group of a row."""
+"""`ternary`, `int2`, `int3`, `int4`: evenly spaced levels around zero, an fp16 scale for each group of a row."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.codecs.base import (
     EncodeOptions,
+    Form,
     Params,
     Planes,
     PlaneSpec,
@@ -19,8 +20,8 @@ from deltaserve.delta.codecs.base import (
 )
 from deltaserve.delta.codecs.gain import row_scale
 from deltaserve.delta.gptq import gptq
-from deltaserve.delta.grid import best_scale, levels_below_zero, quantise, round_scale
-from deltaserve.delta.packing import pack, packed_bytes, padding_is_zero, unpack
+from deltaserve.delta.grid import best_scale, code_of_zero, quantise, round_scale
+from deltaserve.delta.packing import BITS, TRITS, Packing
 from deltaserve.errors import FormatError
 
 CODES = "codes"
@@ -33,29 +34,22 @@ _CHUNK_ELEMENTS = 4 << 20  # bounds the temporaries of coding and decoding large
 
 @dataclass(frozen=True, slots=True)
 class IntN:
-    """Δ̂ = (code − (2^bits − 1)/2) · scale of the code's row and group.
+    """Δ̂ = (code − (levels − 1)/2) · scale of the code's row and group.
 
-    Planes: codes uint8 [N, ceil(K·bits/8)], see deltaserve.delta.packing; scale fp16 [N, groups].
+    Planes: codes uint8 [N, bytes of a packed row], see deltaserve.delta.packing; scale fp16 [N, groups].
     Parameter group_size: columns that share a scale, a multiple of 16; 0 (the default) is the whole row. The last
     group of a row may be smaller.
     """
 
-    width: int  # bits of a code
-
-    @property
-    def name(self) -> str:
-        """What manifests call it."""
-        return f"int{self.width}"
+    name: str
+    levels: int
+    packing: Packing
+    form: Form = "delta"
 
     @property
     def bits(self) -> float:
         """Bits of a weight's code, scales not counted."""
-        return float(self.width)
-
-    @property
-    def replaces(self) -> bool:
-        """It stores Δ."""
-        return False
+        return self.packing.bits
 
     def check_params(self, params: Params, shape: Sequence[int]) -> None:
         """Takes group_size."""
@@ -69,7 +63,7 @@ class IntN:
         """Returns the specs of codes and scale."""
         rows, columns = check_matrix(self.name, shape)
         groups = -(-columns // _group(params, columns))
-        codes = PlaneSpec("U8", (rows, packed_bytes(columns, self.width)))
+        codes = PlaneSpec("U8", (rows, self.packing.row_bytes(columns)))
         return {CODES: codes, SCALE: PlaneSpec("F16", (rows, groups))}
 
     def encode(
@@ -79,7 +73,7 @@ class IntN:
         self.check_params(params, values.shape)
         group = _group(params, values.shape[1])
         if curvature is not None and options.feedback:
-            codes, scale = gptq(values, curvature, options.damping, group, self.width)
+            codes, scale = gptq(values, curvature, options.damping, group, self.levels)
             return self._planes(values, codes, scale, group, curvature, options)
         diagonal = None if curvature is None else curvature.gram.diagonal()
         rows = max(1, _CHUNK_ELEMENTS // values.shape[1])
@@ -91,10 +85,9 @@ class IntN:
         return {plane: torch.cat([part[plane] for part in parts]) for plane in (CODES, SCALE)}
 
     def check_planes(self, planes: Planes, shape: Sequence[int]) -> None:
-        """Scales are finite and not negative, padding bits are zero."""
+        """Scales are finite and not negative, bytes are ones that packing makes."""
         check_scale(self.name, planes[SCALE])
-        if not padding_is_zero(planes[CODES], self.width, shape[1]):
-            raise FormatError(f"codec {self.name}: bits after the last code of a row are set; expected zeros")
+        self.packing.check(self.name, planes[CODES], shape[1])
 
     def decode(self, planes: Planes, shape: Sequence[int], params: Params, dtype: torch.dtype) -> torch.Tensor:
         """Returns Δ̂ [N, K]."""
@@ -102,7 +95,7 @@ class IntN:
         out = torch.empty(tuple(shape), dtype=dtype, device=planes[CODES].device)
         for begin in range(0, shape[0], rows := max(1, _CHUNK_ELEMENTS // shape[1])):
             chunk = slice(begin, begin + rows)
-            codes = unpack(planes[CODES][chunk], self.width, shape[1])
+            codes = self.packing.unpack(planes[CODES][chunk], shape[1])
             out[chunk] = self._decode_codes(codes, planes[SCALE][chunk].float(), group)
         return out
 
@@ -114,8 +107,8 @@ class IntN:
         groups = torch.nn.functional.pad(values, (0, pad)).view(values.shape[0], -1, group)
         weights = torch.ones(columns) if diagonal is None else diagonal / diagonal.mean().clamp_min(1e-30)
         weights = torch.nn.functional.pad(weights, (0, pad)).view(-1, group)
-        scale = best_scale(groups, None if diagonal is None and not pad else weights, self.width)
-        codes = quantise(groups, scale.unsqueeze(-1), self.width).flatten(1)[:, :columns]
+        scale = best_scale(groups, None if diagonal is None and not pad else weights, self.levels)
+        codes = quantise(groups, scale.unsqueeze(-1), self.levels).flatten(1)[:, :columns]
         return codes.to(torch.uint8), scale
 
     def _planes(
@@ -130,11 +123,15 @@ class IntN:
         if options.unbiased:
             decoded = self._decode_codes(codes, scale, group)
             scale = round_scale(scale * row_scale(values, decoded, curvature, unbiased=True).unsqueeze(1))
-        return {CODES: pack(codes, self.width), SCALE: scale.half()}
+        return {CODES: self.packing.pack(codes), SCALE: scale.half()}
 
     def _decode_codes(self, codes: torch.Tensor, scale: torch.Tensor, group: int) -> torch.Tensor:
         wide = scale.repeat_interleave(group, dim=1)[:, : codes.shape[1]]
-        return codes.float().sub_(levels_below_zero(self.width)).mul_(wide)
+        return codes.float().sub_(code_of_zero(self.levels)).mul_(wide)
+
+
+TERNARY = IntN("ternary", 3, TRITS)
+INTS = tuple(IntN(f"int{bits}", 1 << bits, BITS[bits]) for bits in (2, 3, 4))
 
 
 def _group(params: Params, columns: int) -> int:

@@ -71,7 +71,7 @@ class Coder:
 
     def keeps(self, name: str) -> bool:
         """Tells whether a tensor is kept whole, and so needs no calibration."""
-        return get_codec(self.codec(name)).replaces
+        return get_codec(self.codec(name)).form != "delta"
 
     def code(self, name: str, base: torch.Tensor, tuned: torch.Tensor, statistics: Statistics | None = None) -> Coded:
         """Codes one tensor.

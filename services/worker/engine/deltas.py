@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from deltaserve.delta.codecs import get_codec
 from deltaserve.delta.manifest import Manifest, TensorEntry
 from deltaserve.delta.packed import PackedTensor, fit_rows
 from deltaserve.delta.reader import DeltaReader
@@ -104,7 +105,7 @@ class DeltaBuilder:
     def sizes(self, manifest: Manifest) -> tuple[int, int]:
         """Returns the bytes that the delta takes packed, and those that its merged weights take besides."""
         item = self._like.element_size()
-        packed = sum(_elements(e) * item if e.codec == "dense" else e.bytes for e in manifest.tensors)
+        packed = sum(e.bytes if get_codec(e.codec).form == "delta" else _elements(e) * item for e in manifest.tensors)
         head = self._head(manifest)
         merged = sum(linear.weight.shape.numel() for linear in self._base.linears()) + (_elements(head) if head else 0)
         return packed, merged * item
@@ -114,9 +115,9 @@ class DeltaBuilder:
         delta = DeltaWeights(revision, vocab=self._base.lm_head.shape[0])
         for entry in reader.manifest.tensors:
             self._add(delta, entry, reader.tensor(entry.name))
-        if self._base.tied and delta.lm_head is None:
-            delta.lm_head = delta.embedding
         head = self._head(reader.manifest)
+        if head is not None and head.name == EMBEDDING:
+            delta.lm_head = delta.embedding
         delta.vocab = head.shape[0] if head else delta.vocab
         return delta
 
@@ -134,7 +135,9 @@ class DeltaBuilder:
 
     def _add(self, delta: DeltaWeights, entry: TensorEntry, packed: PackedTensor) -> None:
         module, _, kind = entry.name.rpartition(".")
-        if entry.name == EMBEDDING:
+        if entry.codec == "same":
+            self._check_known(delta, module)
+        elif entry.name == EMBEDDING:
             delta.embedding = self._operand(packed, self._base.embedding)
         elif entry.name == LM_HEAD:
             delta.lm_head = self._operand(packed, self._base.lm_head)
@@ -149,6 +152,11 @@ class DeltaBuilder:
         else:
             raise FormatError(f"delta {delta.revision} has a tensor {entry.name!r}; the base has no such part")
 
+    def _check_known(self, delta: DeltaWeights, module: str) -> None:
+        ends = (EMBEDDING.rpartition(".")[0], LM_HEAD.rpartition(".")[0])
+        if module not in self._norms and module not in self._linears and module not in ends:
+            raise FormatError(f"delta {delta.revision} has a tensor of {module!r}; the base has no such part")
+
     def _add_bias(self, delta: DeltaWeights, entry: TensorEntry, packed: PackedTensor) -> None:
         linear, part = self._linears[entry.name.removesuffix(".bias")]
         if linear.bias is None:
@@ -160,9 +168,9 @@ class DeltaBuilder:
     def _operand(
         self, packed: PackedTensor, old: torch.Tensor | Matrix, begin: int = 0, end: int | None = None
     ) -> Operand:
-        """Returns Δ̂ in memory of its own: of a tensor stored whole the difference to rows begin … end − 1 of `old`."""
+        """Returns Δ̂ in memory of its own: of values of W_f, the difference to rows begin … end − 1 of `old`."""
         device, dtype = self._like.device, self._like.dtype
-        if not packed.replaces:
+        if packed.form == "delta":
             return PackedTensor(packed.entry, {name: p.to(device, copy=True) for name, p in packed.planes.items()})
         plain = old.plain() if isinstance(old, Matrix) else old
         return packed.to(device).delta(plain[begin:end]).to(dtype)

@@ -28,7 +28,7 @@ def pack_all(base: Checkpoint, tuned: Checkpoint, codec: str, embedding_codec: s
             continue
         source = base_tensor_of(name, base.tensors)
         delta = weight.float() - fit_rows(base.read(source).float(), weight.shape[0])
-        params = {} if chosen == "sign1" else {"group_size": 16}
+        params = {"group_size": 16} if chosen.startswith("int") else {}
         packed.append(code_delta(name, delta, weight.dtype, chosen, base=source, params=params))
     return packed
 
