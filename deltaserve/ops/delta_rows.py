@@ -26,5 +26,7 @@ def delta_rows(operand: PackedTensor | torch.Tensor, ids: torch.Tensor) -> torch
     if isinstance(operand, torch.Tensor):
         return operand[ids]
     if operand.form != "delta":
-        raise ValueError(f"{operand.entry.name!r} is stored whole or in parts: take PackedTensor.delta(base) as operand")
+        raise ValueError(
+            f"{operand.entry.name!r} is stored whole or in parts: take PackedTensor.delta(base) as operand"
+        )
     return operand.rows(ids)

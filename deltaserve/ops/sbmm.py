@@ -73,4 +73,6 @@ def _check(y: torch.Tensor, x: torch.Tensor, group: Group) -> None:
     if len(shape) != 2 or shape[1] != x.shape[1] or shape[0] > y.shape[1]:
         raise ValueError(f"delta {tuple(shape)} does not fit x {tuple(x.shape)}, y {tuple(y.shape)}")
     if isinstance(group.operand, PackedTensor) and group.operand.form != "delta":
-        raise ValueError(f"{group.operand.entry.name!r} is stored whole or in parts: take PackedTensor.delta(base) as operand")
+        raise ValueError(
+            f"{group.operand.entry.name!r} is stored whole or in parts: take PackedTensor.delta(base) as operand"
+        )
