@@ -1,20 +1,20 @@
-"""Codes one tensor with the codec and options that its class calls for."""
+"""Codes one tensor as it was chosen."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 import torch
 
 from deltaserve.delta.calibration import Curvature, Moments, asymmetric_target, relative_error
-from deltaserve.delta.classes import classify
-from deltaserve.delta.codecs import EncodeOptions, Params, get_codec
-from deltaserve.delta.coding import code_delta, code_dense
+from deltaserve.delta.codecs import EncodeOptions, get_codec
+from deltaserve.delta.coding import code_delta, code_exact, code_same
 from deltaserve.delta.dtypes import TORCH_DTYPES
 from deltaserve.delta.packed import PackedTensor, planes_sha256
+from services.compressor.pipeline.choices import Choice
 from services.compressor.pipeline.pair import Pair
-from services.compressor.pipeline.spec import Options
 
 _CHUNK_ELEMENTS = 32 << 20  # bounds the temporaries of coding large matrices: rows are coded independently
 
@@ -22,6 +22,7 @@ _CHUNK_ELEMENTS = 32 << 20  # bounds the temporaries of coding large matrices: r
 _RIDGE = {"sign1": 1.0}  # of the asymmetric target; fewer bits leave more error that is no use to chase
 _INT_RIDGE = 0.3
 _ENCODING = EncodeOptions(damping=0.3, feedback=True, unbiased=True)
+_SYMMETRIC = ("sparse24_int2", "sparse24_int4")  # coded as published
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Coded:
 
     Attributes:
         packed: what is stored.
-        served: W_b + Δ̂ (or W_f kept whole), float32.
+        served: Ŵ_f, float32.
         error: relative output error e(Δ̂) under the calibration inputs, or under I when there were none.
     """
 
@@ -41,37 +42,34 @@ class Coded:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is known of a linear's calibration inputs: Ĥ, and C (see deltaserve.delta.calibration)."""
+    """What is known of a matrix's inputs: Ĥ, and C (see deltaserve.delta.calibration) where calibration is sequential."""
 
     curvature: Curvature
-    cross: torch.Tensor
+    cross: torch.Tensor | None = None
 
     @classmethod
     def of(cls, moments: Moments) -> Statistics:
         """Returns the statistics of accumulated moments, which must have the cross-moment."""
-        cross = moments.cross
-        if cross is None:
+        if moments.cross is None:
             raise ValueError("moments have no cross-moment")
-        return cls(moments.curvature(), cross)
+        return cls(moments.curvature(), moments.cross)
 
 
 @dataclass(frozen=True, slots=True)
 class Coder:
-    """Codes tensors of a pair."""
+    """Codes tensors of a pair.
+
+    Attributes:
+        pair: base and fine-tune.
+        choices: how to code each coded tensor, by name.
+    """
 
     pair: Pair
-    options: Options
+    choices: Mapping[str, Choice]
 
-    def codec(self, name: str) -> str:
-        """Returns the codec of a tensor."""
-        kind = classify(name, self.pair.tuned.tensors[name].shape)
-        if kind == "linear":
-            return self.options.codec
-        return self.options.embedding_codec if kind in ("embedding", "lm_head") else "dense"
-
-    def keeps(self, name: str) -> bool:
-        """Tells whether a tensor is kept whole, and so needs no calibration."""
-        return get_codec(self.codec(name)).form != "delta"
+    def calibrated(self, name: str) -> bool:
+        """Tells whether coding a tensor looks at its inputs."""
+        return self.choices[name].calibrated
 
     def code(self, name: str, base: torch.Tensor, tuned: torch.Tensor, statistics: Statistics | None = None) -> Coded:
         """Codes one tensor.
@@ -82,15 +80,18 @@ class Coder:
             tuned: W_f, float32 [N, K].
             statistics: of its inputs, when there are any.
         """
-        if self.keeps(name):
-            return Coded(code_dense(name, self.pair.tuned.read(name)), tuned, 0.0)
-        rows = max(1, _CHUNK_ELEMENTS // base.shape[1])
+        choice = self.choices[name]
+        if choice.codec == "same":
+            header = self.pair.tuned.tensors[name]
+            packed = code_same(name, header.shape, TORCH_DTYPES[header.dtype], self.pair.base_name(name))
+            return Coded(packed, base.clone(), 1.0 if not torch.equal(base, tuned) else 0.0)
+        if not choice.calibrated:
+            return Coded(self.exact(name), tuned, 0.0)
         parts, served = [], torch.empty_like(base)
         lost = size = 0.0
-        for begin in range(0, base.shape[0], rows):
-            chunk = slice(begin, begin + rows)
+        for chunk in self._chunks(choice, base.shape):
             delta = tuned[chunk] - base[chunk]
-            part = self._encode(name, delta, tuned[chunk], statistics)
+            part = self._encode(name, choice, delta, tuned[chunk], statistics)
             decoded = part.to(base.device).decode()
             served[chunk] = base[chunk] + decoded
             curvature = statistics.curvature if statistics else None
@@ -99,27 +100,36 @@ class Coder:
             parts.append(part)
         return Coded(_joined(parts), served, lost / size if size else 0.0)
 
+    def exact(self, name: str) -> PackedTensor:
+        """Returns a tensor coded bit for bit."""
+        return code_exact(name, self.pair.tuned.read(name), self.pair.base_fitted(name), self.pair.base_name(name))
+
+    def _chunks(self, choice: Choice, shape: torch.Size) -> list[slice]:
+        """Returns blocks of rows; one where a plane is shared by all rows."""
+        specs = get_codec(choice.codec).plane_specs(shape, "F32", choice.params)
+        whole = not all(spec.by_row for spec in specs.values())
+        rows = shape[0] if whole else max(1, _CHUNK_ELEMENTS // shape[1])
+        return [slice(begin, begin + rows) for begin in range(0, shape[0], rows)]
+
     def _encode(
-        self, name: str, delta: torch.Tensor, tuned: torch.Tensor, statistics: Statistics | None
+        self, name: str, choice: Choice, delta: torch.Tensor, tuned: torch.Tensor, statistics: Statistics | None
     ) -> PackedTensor:
-        codec = self.codec(name)
         target, curvature = delta, None
         if statistics is not None:
             curvature = statistics.curvature
-            target = asymmetric_target(delta, tuned, statistics.cross, curvature, _RIDGE.get(codec, _INT_RIDGE))
+            if statistics.cross is not None and choice.codec not in _SYMMETRIC:
+                ridge = _RIDGE.get(choice.codec, _INT_RIDGE)
+                target = asymmetric_target(delta, tuned, statistics.cross, curvature, ridge)
         return code_delta(
             name,
             target,
             TORCH_DTYPES[self.pair.tuned.tensors[name].dtype],
-            codec,
+            choice.codec,
             base=self.pair.base_name(name),
             curvature=curvature,
-            params=self._params(codec),
+            params=choice.params,
             options=_ENCODING,
         )
-
-    def _params(self, codec: str) -> Params:
-        return {"group_size": self.options.group_size} if codec.startswith("int") else {}
 
 
 def _joined(parts: list[PackedTensor]) -> PackedTensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import EMBEDDING, LM_HEAD
-from deltaserve.delta.coding import code_dense
 from deltaserve.delta.packed import PackedTensor
 from services.compressor.pipeline.coder import Coded, Coder, Statistics
 from services.compressor.pipeline.models import Models
@@ -23,22 +23,39 @@ _HEAD_PART = "head"
 _NORM = "model.norm.weight"
 
 
+def part_names(layers: int) -> list[str]:
+    """Returns the names of all parts in the order in which they are coded."""
+    return [_EMBEDDING_PART, *(f"layer-{layer:05d}" for layer in range(layers)), _HEAD_PART]
+
+
+def part_of(name: str) -> str:
+    """Returns the part that a coded tensor belongs to."""
+    if name in (EMBEDDING, LM_HEAD):
+        return _EMBEDDING_PART if name == EMBEDDING else _HEAD_PART
+    return f"layer-{int(name.split('.')[2]):05d}"
+
+
 @dataclass(frozen=True)
 class Compression:
-    """The coding of one fine-tune. Parts that are there already are not coded again, only computed with."""
+    """The coding of one fine-tune. Parts that are there already are not coded again, only computed with.
+
+    Attributes:
+        metric: what errors of the embedding's columns cost, when it was measured.
+    """
 
     pair: Pair
     coder: Coder
     parts: Parts
     models: Models
     progress: Progress
+    metric: Curvature | None = None
 
     def run(self) -> dict[Model, Head]:
         """Codes what is missing, and takes the measured streams to the end; returns the heads to measure with."""
         layers = self.models.calibration.tuned.decoder.layers
         self.progress.layers_total, self.progress.bytes_out = layers, self.parts.bytes
         self.progress.at("compressing")
-        names = [*(f"layer-{layer:05d}" for layer in range(layers)), _HEAD_PART]
+        names = part_names(layers)[1:]
         last_missing = max((i for i, name in enumerate(names) if name not in self.parts), default=-1)
         self.models.begin(self._embeddings(), calibrate=last_missing >= 0)
         for index in range(layers):
@@ -50,7 +67,7 @@ class Compression:
         if _EMBEDDING_PART in self.parts:
             served = self.parts.read(_EMBEDDING_PART)[EMBEDDING].to(base.device).merged(base)
         else:
-            coded = self.coder.code(EMBEDDING, base, tuned)
+            coded = self.coder.code(EMBEDDING, base, tuned, self.metric and Statistics(self.metric))
             self._add(_EMBEDDING_PART, {EMBEDDING: coded}, [])
             served = coded.served
         return {"base": base, "fine_tune": tuned, "compressed": served}
@@ -64,7 +81,7 @@ class Compression:
             self.progress.replayed()
         else:
             coded = self._code_layer(index, layer)
-            whole = [code_dense(layer.prefix + name, self.pair.tuned.read(layer.prefix + name)) for name in layer.kept]
+            whole = [self.coder.exact(layer.prefix + name) for name in layer.kept]
             self._add(part, coded, whole)
             errors = [one.error for one in coded.values()]
             self.progress.coded(sum(errors) / len(errors))
@@ -72,7 +89,7 @@ class Compression:
 
     def _code_layer(self, index: int, layer: Layer) -> dict[str, Coded]:
         coded: dict[str, Coded] = {}
-        if self.coder.keeps(layer.prefix + STAGES[0][0]):
+        if not any(self.coder.calibrated(layer.prefix + name) for stage in STAGES for name in stage):
             for stage in STAGES:
                 self._code_stage(layer, stage, None, coded)
             self.models.calibration.advance(index, layer.tuned, layer.served)
@@ -99,7 +116,7 @@ class Compression:
         norms = self.pair.base_tensor(_NORM), self.pair.tuned_tensor(_NORM)
         matrices = self._tied() if self.pair.tuned.tied else self._untied(norms[1])
         if _HEAD_PART not in self.parts:
-            self._add(_HEAD_PART, {}, [code_dense(_NORM, self.pair.tuned.read(_NORM))])
+            self._add(_HEAD_PART, {}, [self.coder.exact(_NORM)])
         base, tuned, served = matrices
         return {"base": Head(norms[0], base), "fine_tune": Head(norms[1], tuned), "compressed": Head(norms[1], served)}
 
@@ -111,10 +128,10 @@ class Compression:
         base, tuned = self.pair.base_tensor(LM_HEAD), self.pair.tuned_tensor(LM_HEAD)
         if _HEAD_PART in self.parts:
             return base, tuned, self.parts.read(_HEAD_PART)[LM_HEAD].to(base.device).merged(base)
-        keeps = self.coder.keeps(LM_HEAD)
-        statistics = None if keeps else Statistics.of(self.models.calibration.final_moments(norm, norm))
+        moments = self.models.calibration.final_moments(norm, norm) if self.coder.calibrated(LM_HEAD) else None
+        statistics = Statistics.of(moments) if moments else None
         coded = self.coder.code(LM_HEAD, base, tuned, statistics)
-        self._add(_HEAD_PART, {LM_HEAD: coded}, [code_dense(_NORM, self.pair.tuned.read(_NORM))])
+        self._add(_HEAD_PART, {LM_HEAD: coded}, [self.coder.exact(_NORM)])
         return base, tuned, coded.served
 
     def _add(self, part: str, coded: Mapping[str, Coded], whole: list[PackedTensor]) -> None:

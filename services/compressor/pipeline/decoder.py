@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +25,14 @@ _MODELS = {
     "Qwen3ForCausalLM": transformers.Qwen3ForCausalLM,
 }
 _OUTPUTS = (("self_attn", "o_proj"), ("mlp", "down_proj"))
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """Input [B, T, K] and output [B, T, N] of a linear in the midst of a layer."""
+
+    input: torch.Tensor
+    output: torch.Tensor
 
 
 class Decoder:
@@ -100,6 +109,25 @@ class Decoder:
         """Returns hidden states after the layer, [B, T, H]."""
         return hidden + _linear(weights, "mlp.down_proj", gated)
 
+    def traced(self, layer: int, weights: Weights, hidden: torch.Tensor) -> tuple[torch.Tensor, dict[str, Tap]]:
+        """Returns `forward` and, by weight name, input and output of each linear of the layer, for gradients."""
+        taps: dict[str, Tap] = {}
+        module = self._layers[layer]
+        hooks = [
+            linear.register_forward_hook(_tap_into(taps, f"{name}.weight"))
+            for name, linear in module.named_modules()
+            if isinstance(linear, torch.nn.Linear)
+        ]
+        try:
+            attended = self.attend(layer, weights, self.attention_input(layer, weights, hidden))
+            between = _tapped(taps, weights, "self_attn.o_proj", attended)
+            hidden = hidden + between
+            gated = self.gate(layer, weights, self.mlp_input(layer, weights, hidden))
+            return hidden + _tapped(taps, weights, "mlp.down_proj", gated), taps
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def final_norm(self, weight: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Returns the input of lm_head, [..., H]."""
         output: torch.Tensor = functional_call(self._norm, {"weight": weight}, (hidden,))
@@ -118,6 +146,19 @@ class Decoder:
         at = torch.arange(length, device=self.device)
         distance = at.unsqueeze(1) - at
         return ((distance >= 0) & (distance < window)).view(1, 1, length, length)
+
+
+def _tap_into(taps: dict[str, Tap], name: str) -> Callable[[torch.nn.Module, tuple[torch.Tensor], torch.Tensor], None]:
+    def hook(_: torch.nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        taps[name] = Tap(inputs[0], output)
+
+    return hook
+
+
+def _tapped(taps: dict[str, Tap], weights: Weights, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    output = _linear(weights, name, inputs)
+    taps[f"{name}.weight"] = Tap(inputs, output)
+    return output
 
 
 def _linear(weights: Weights, name: str, inputs: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.classes import classify
 from deltaserve.delta.compatibility import base_tensor_of, check_compatible
+from deltaserve.delta.headers import TensorHeader
 from deltaserve.delta.packed import fit_rows
 from deltaserve.errors import InvalidArgumentError
 
@@ -78,8 +79,16 @@ class Pair:
 
     def base_tensor(self, name: str) -> torch.Tensor:
         """Returns W_b in float32, zero-padded or cut to the fine-tune's rows."""
-        found = _finite(self.base.read(self.base_name(name)), name, "the base").to(self.device, torch.float32)
+        return self.base_fitted(name).to(self.device, torch.float32)
+
+    def base_fitted(self, name: str) -> torch.Tensor:
+        """Returns W_b in its own dtype on the CPU, zero-padded or cut to the fine-tune's rows."""
+        found = _finite(self.base.read(self.base_name(name)), name, "the base")
         return fit_rows(found, self.tuned.tensors[name].shape[0])
+
+    def coded(self) -> dict[str, TensorHeader]:
+        """Returns the tensors whose deltas are coded, by name."""
+        return {name: header for name, header in self.tuned.tensors.items() if is_coded(name, header.shape)}
 
     def base_name(self, name: str) -> str:
         """Returns the name of the base's tensor that a fine-tune's tensor is a delta of."""
