@@ -45,7 +45,11 @@ class Models:
 
         batches = make_batches(samples.calibration)
         calibration = Calibration(Stream(decoder, batches, hidden()), Stream(decoder, batches, hidden()), hidden())
-        return cls(calibration, streams(samples.held_out), streams([answer.tokens for answer in samples.answers]))
+        return cls(
+            calibration,
+            streams([one.tokens for one in samples.held_out]),
+            streams([one.tokens for one in samples.answers]),
+        )
 
     def begin(self, embeddings: Mapping[Model, torch.Tensor], *, calibrate: bool) -> None:
         """Starts all streams from each model's embedding; those of calibration only if they are needed."""
@@ -64,7 +68,7 @@ class Models:
 
     def measure(self, samples: Samples, heads: Mapping[Model, Head]) -> tuple[Quality, dict[Model, float] | None]:
         """Returns figures over held-out text and, if there are labelled rows, accuracies."""
-        quality = measure_text(self.text, heads)
+        quality = measure_text(self.text, heads, [one.asked for one in samples.held_out])
         if not samples.rows:
             return quality, None
         return quality, measure_answers(self.answers, heads, samples.answers, samples.rows, samples.ends)

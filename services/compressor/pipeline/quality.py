@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch.nn import functional
 
 from services.compressor.pipeline.samples import Answer
+from services.compressor.pipeline.spread import Spread
 from services.compressor.pipeline.streams import Stream
 
 Model = Literal["base", "fine_tune", "compressed"]
@@ -33,57 +34,75 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Figures over held-out text; KL in nats a token, agreement 0 to 1."""
+    """Figures over held-out text; KL in nats a token, agreement 0 to 1.
+
+    Attributes:
+        tokens: places that are counted: those before a token that the fine-tune is asked to say.
+        kl: mean over them.
+        agreement: share of them where fine-tune and compressed model find the same token most probable.
+        perplexity: of each model; infinite where it overflows.
+        spread: of KL over places.
+    """
 
     tokens: int
     kl: float
     agreement: float
     perplexity: dict[Model, float]
+    spread: Spread = field(default_factory=Spread)
 
 
 class Sums:
-    """Adds up figures over tokens, in float64."""
+    """Adds up figures over places, in float64."""
 
     def __init__(self) -> None:
-        self.tokens = self.predicted = 0
-        self.kl = self.agreed = 0.0
+        self.agreed = 0
+        self.kls: list[torch.Tensor] = []
         self.loss = dict.fromkeys(MODELS, 0.0)
 
     def add(self, logits: Mapping[Model, torch.Tensor], following: torch.Tensor) -> None:
-        """Adds M tokens.
+        """Adds M places.
 
         Args:
             logits: float32 [M, V] of each model.
-            following: int64 [M], the tokens that follow; -1 at the ends of sequences.
+            following: int64 [M], the tokens that follow.
         """
         logs = {model: functional.log_softmax(values, dim=-1) for model, values in logits.items()}
         tuned, served = logs["fine_tune"], logs["compressed"]
-        self.kl += float((tuned.exp() * (tuned - served)).sum(dtype=torch.float64))
+        self.kls.append((tuned.exp() * (tuned - served)).sum(dim=-1, dtype=torch.float64).cpu())
         self.agreed += int((tuned.argmax(dim=-1) == served.argmax(dim=-1)).sum())
-        self.tokens += following.numel()
-        known = following >= 0
-        self.predicted += int(known.sum())
         for model, values in logs.items():
-            picked = values[known].gather(1, following[known].unsqueeze(1))
+            picked = values.gather(1, following.unsqueeze(1))
             self.loss[model] -= float(picked.sum(dtype=torch.float64))
 
     def quality(self) -> Quality:
-        """Returns the figures; perplexity is infinite where it overflows."""
+        """Returns the figures."""
+        kls = torch.cat(self.kls)
+        count = kls.numel()
         perplexity = {}
         for model, loss in self.loss.items():
-            mean = loss / self.predicted
+            mean = loss / count
             perplexity[model] = math.exp(mean) if mean < 700 else math.inf
-        return Quality(self.tokens, max(0.0, self.kl / self.tokens), self.agreed / self.tokens, perplexity)
+        # rounding can leave a place slightly below zero
+        return Quality(count, max(0.0, float(kls.mean())), self.agreed / count, perplexity, Spread.of(kls.tolist()))
 
 
 @torch.no_grad()
-def measure_text(streams: Mapping[Model, Stream], heads: Mapping[Model, Head]) -> Quality:
-    """Returns the figures over the batches that all three streams have gone through."""
+def measure_text(
+    streams: Mapping[Model, Stream], heads: Mapping[Model, Head], asked: Sequence[Sequence[bool]]
+) -> Quality:
+    """Returns the figures over the batches that all three streams have gone through.
+
+    Args:
+        streams: after the last layer, over the same batches.
+        heads: of each model.
+        asked: for each token of each sequence, whether the place before it counts; at least one does.
+    """
     sums = Sums()
     for i, batch in enumerate(streams["fine_tune"].batches):
-        following = torch.full_like(batch.tokens, -1)
-        following[:, :-1] = torch.where(batch.valid[:, 1:], batch.tokens[:, 1:], -1)
-        for logits, after in _chunks(streams, heads, i, batch.valid, following):
+        counts = torch.zeros_like(batch.tokens, dtype=torch.bool)
+        for place, row in enumerate(batch.rows):
+            counts[place, : len(asked[row]) - 1] = torch.tensor(asked[row][1:])
+        for logits, after in _chunks(streams, heads, i, counts, batch.tokens.roll(-1, dims=1)):
             sums.add(logits, after)
     return sums.quality()
 

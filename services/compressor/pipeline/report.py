@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import msgspec
 
-from deltaserve.delta.manifest import Manifest, Sizes
+from deltaserve.delta.manifest import Manifest, Sizes, TensorEntry
 from deltaserve.delta.sizes import bits_per_parameter, ratio
 from services.compressor.pipeline.quality import Model, Quality
 from services.compressor.pipeline.samples import Samples
 from services.compressor.pipeline.spec import Policy, Spec
+from services.compressor.pipeline.spread import EDGES, Spread
 
-VERSION = 1
+VERSION = 2
+
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
 class Gate(msgspec.Struct, frozen=True):
@@ -31,6 +37,7 @@ def make_report(
     samples: Samples,
     errors: Mapping[str, float],
     spec: Spec,
+    generations: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the report.
 
@@ -41,6 +48,7 @@ def make_report(
         samples: what it was computed over.
         errors: relative output error of coded tensors by name.
         spec: the run, for its policy and the name of its calibration.
+        generations: see generations.side_by_side; None leaves them out.
 
     Returns:
         A JSON object, described in docs/quality-report.md; the same inputs give the same object.
@@ -50,10 +58,12 @@ def make_report(
         "version": VERSION,
         "quality": {
             "kl": quality.kl,
+            **_spread(quality.spread),
             "top1_agreement": quality.agreement,
             "perplexity": {m: p if math.isfinite(p) else None for m, p in quality.perplexity.items()},
             "sequences": len(samples.held_out),
             "tokens": quality.tokens,
+            "counted": dict(sorted(Counter(one.counted for one in samples.held_out).items())),
         },
         "accuracy": None if accuracy is None else {**accuracy, "rows": samples.rows, "skipped": samples.skipped},
         "sizes": _sizes(manifest.sizes),
@@ -62,7 +72,9 @@ def make_report(
             "sequences": len(samples.calibration),
             "tokens": sum(len(sequence) for sequence in samples.calibration),
         },
+        "layers": _layers(manifest, errors),
         "tensors": _tensors(manifest, errors),
+        "generations": generations,
         "policy": {key: limit for key, limit in msgspec.structs.asdict(spec.policy).items() if limit is not None},
         "gate": msgspec.structs.asdict(gate),
     }
@@ -111,9 +123,38 @@ def _sizes(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _spread(spread: Spread) -> dict[str, Any]:
+    p50, p99 = (value if math.isfinite(value) else None for value in (spread.p50, spread.p99))
+    return {"kl_p50": p50, "kl_p99": p99, "kl_histogram": {"edges": list(EDGES), "counts": list(spread.counts)}}
+
+
+def _layers(manifest: Manifest, errors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Returns mean and largest error of each layer's coded tensors, and their bits."""
+    layers: dict[int, list[TensorEntry]] = defaultdict(list)
+    for entry in manifest.tensors:
+        place = _LAYER.match(entry.name)
+        if place and entry.name in errors:
+            layers[int(place[1])].append(entry)
+    return [
+        {
+            "layer": layer,
+            "error": sum(errors[entry.name] for entry in entries) / len(entries),
+            "worst_error": max(errors[entry.name] for entry in entries),
+            "bits_per_parameter": 8 * sum(e.bytes for e in entries) / sum(prod(e.shape) for e in entries),
+        }
+        for layer, entries in sorted(layers.items())
+    ]
+
+
 def _tensors(manifest: Manifest, errors: Mapping[str, float]) -> list[dict[str, Any]]:
     return [
-        {"name": entry.name, "codec": entry.codec, "bytes": entry.bytes, "error": errors[entry.name]}
+        {
+            "name": entry.name,
+            "codec": entry.codec,
+            "bytes": entry.bytes,
+            "bits_per_parameter": 8 * entry.bytes / prod(entry.shape),
+            "error": errors[entry.name],
+        }
         for entry in manifest.tensors
         if entry.name in errors
     ]

@@ -23,6 +23,7 @@ from deltaserve.files import publish, temp_beside
 from services.compressor.pipeline.coder import Coder
 from services.compressor.pipeline.compression import Compression
 from services.compressor.pipeline.decoder import Decoder
+from services.compressor.pipeline.generations import side_by_side
 from services.compressor.pipeline.hidden import Memory
 from services.compressor.pipeline.models import Models
 from services.compressor.pipeline.pair import Pair
@@ -32,7 +33,7 @@ from services.compressor.pipeline.report import make_report
 from services.compressor.pipeline.samples import Samples, calibration_rows, gather
 from services.compressor.pipeline.spec import Spec
 from services.compressor.pipeline.spelling import writes_blank
-from services.compressor.pipeline.text import has_tokenizer, open_tokenizer
+from services.compressor.pipeline.text import Tokenizer, has_tokenizer, open_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def run(spec: Spec, progress: Progress) -> Manifest:
     pair = Pair(Checkpoint.open(spec.base), Checkpoint.open(spec.tuned), device)
     pair.check()
     decoder = Decoder(pair.tuned.config, device)
-    samples = _samples(spec, pair, decoder)
+    tokenizer = open_tokenizer(pair.base, pair.tuned)
+    samples = _samples(spec, pair, decoder, tokenizer)
     fingerprint = spec.base_fingerprint or cached_fingerprint(pair.base, spec.work / "fingerprints")
     parts = Parts(spec.work, _key(spec, pair, fingerprint))
     models = Models.over(samples, decoder, Memory(spec.memory_bytes), spec.work)
@@ -69,13 +71,13 @@ def run(spec: Spec, progress: Progress) -> Manifest:
         pair.tuned.config,
     )  # fmt: skip
     manifest = _assemble(spec, pair, parts, identity)
-    report = make_report(manifest, quality, accuracy, samples, parts.errors(), spec)
+    said = side_by_side(pair, decoder, tokenizer, samples.held_out, spec.out, spec.memory_bytes)
+    report = make_report(manifest, quality, accuracy, samples, parts.errors(), spec, said)
     log.info("compressed %s in %.1f s", spec.model, time.monotonic() - began)
     return _deliver(spec, manifest, report)
 
 
-def _samples(spec: Spec, pair: Pair, decoder: Decoder) -> Samples:
-    tokenizer = open_tokenizer(pair.base, pair.tuned)
+def _samples(spec: Spec, pair: Pair, decoder: Decoder, tokenizer: Tokenizer) -> Samples:
     rows = calibration_rows(spec.calibration)
     if writes_blank(pair, decoder, tokenizer, rows, spec.work):
         tokenizer.blank = " "

@@ -6,9 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from deltaserve.errors import FormatError, InvalidArgumentError
-from services.compressor.pipeline.rows import Labelled, Row, read_labelled, read_rows
+from services.compressor.pipeline.rows import Chat, Labelled, Row, read_labelled, read_rows
 from services.compressor.pipeline.text import Tokenizer
 
 BUILT_IN = Path(__file__).with_name("calibration.jsonl")
@@ -17,6 +18,25 @@ MAX_EVALUATED = 2000  # rows
 
 _SEED = 0
 _HELD_OUT_EVERY = 5
+
+
+Counted = Literal["answers", "turns", "whole"]
+"""What figures count of a held-out sequence: answers of labelled rows, turns of the assistant, or every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """A held-out sequence.
+
+    Attributes:
+        tokens: the sequence.
+        asked: for each token, whether the fine-tune is asked to say it; figures count only the places before these.
+        counted: what the asked tokens are.
+    """
+
+    tokens: list[int]
+    asked: list[bool]
+    counted: Counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +68,7 @@ class Samples:
     """
 
     calibration: list[list[int]]
-    held_out: list[list[int]]
+    held_out: list[HeldOut]
     answers: list[Answer]
     rows: int
     skipped: int
@@ -85,28 +105,56 @@ def gather(
         FormatError: a malformed file, or fewer than two sequences to calibrate with.
         InvalidArgumentError: see Tokenizer; or evaluation with a tokenizer that has no end.
     """
-    sequences = _sequences(tokenizer, rows, min(tokens, context), samples + MAX_HELD_OUT)
-    if len(sequences) < 2:
+    pieces = _pieces(tokenizer, rows, min(tokens, context), samples + MAX_HELD_OUT)
+    if len(pieces) < 2:
         raise FormatError(
-            f"calibration gives {len(sequences)} sequences of 2 tokens or more; expected at least 2",
+            f"calibration gives {len(pieces)} sequences of 2 tokens or more; expected at least 2",
             field="calibration",
         )
-    every = max(_HELD_OUT_EVERY, -(-len(sequences) // MAX_HELD_OUT))
-    fitted = [sequence for i, sequence in enumerate(sequences) if i % every]
+    every = max(_HELD_OUT_EVERY, -(-len(pieces) // MAX_HELD_OUT))
+    fitted = [piece.tokens for i, piece in enumerate(pieces) if i % every]
     labelled = read_labelled(evaluation) if evaluation else []
     answers, count = _answers(tokenizer, labelled[:MAX_EVALUATED], context)
-    return Samples(fitted[:samples], sequences[::every], answers, count, len(labelled) - count, tokenizer.ends)
+    return Samples(
+        fitted[:samples], _held_out(tokenizer, pieces[::every]), answers, count, len(labelled) - count, tokenizer.ends
+    )
 
 
-def _sequences(tokenizer: Tokenizer, rows: Sequence[Row], limit: int, most: int) -> list[list[int]]:
-    sequences: list[list[int]] = []
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A row's tokens from `begin` on."""
+
+    row: Row
+    begin: int
+    tokens: list[int]
+
+
+def _pieces(tokenizer: Tokenizer, rows: Sequence[Row], limit: int, most: int) -> list[_Piece]:
+    pieces: list[_Piece] = []
     for row in rows:
         tokens = tokenizer.tokens(row)
-        pieces = (tokens[begin : begin + limit] for begin in range(0, len(tokens), limit))
-        sequences += [piece for piece in pieces if len(piece) > 1]
-        if len(sequences) >= most:
+        cut = (_Piece(row, begin, tokens[begin : begin + limit]) for begin in range(0, len(tokens), limit))
+        pieces += [piece for piece in cut if len(piece.tokens) > 1]
+        if len(pieces) >= most:
             break
-    return sequences[:most]
+    return pieces[:most]
+
+
+def _held_out(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> list[HeldOut]:
+    found = [_asked(tokenizer, piece) for piece in pieces]
+    if any(any(one.asked[1:]) for one in found):  # no place comes before a first token
+        return found
+    return [HeldOut(one.tokens, [True] * len(one.tokens), "whole") for one in found]
+
+
+def _asked(tokenizer: Tokenizer, piece: _Piece) -> HeldOut:
+    asked = tokenizer.asked(piece.row)
+    counted: Counted = "whole"
+    if isinstance(piece.row, Labelled):
+        counted = "answers"
+    elif isinstance(piece.row, Chat) and not all(asked):
+        counted = "turns"
+    return HeldOut(piece.tokens, asked[piece.begin : piece.begin + len(piece.tokens)], counted)
 
 
 def _answers(tokenizer: Tokenizer, rows: Sequence[Labelled], context: int) -> tuple[list[Answer], int]:

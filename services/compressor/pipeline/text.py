@@ -52,8 +52,28 @@ class Tokenizer:
             prompt, target = self.labelled(row.prompt, self.blank + row.targets[0])
             return prompt + target
         if isinstance(row, Chat):
-            return self._encode(self._rendered(row), special=False)
+            return self._encode(self._rendered(row.messages), special=False)
         return self._encode(row.text, special=True)
+
+    def asked(self, row: Row) -> list[bool]:
+        """Tells for each token of `tokens(row)` whether the fine-tune is asked to say it.
+
+        Of a labelled row that is the answer with its end, of a chat what the assistant says, of a text everything. Of a
+        chat it is everything too when its template does not render a conversation as its beginning and more.
+        """
+        if isinstance(row, Labelled):
+            prompt, target = self.labelled(row.prompt, self.blank + row.targets[0])
+            return [False] * len(prompt) + [True] * len(target)
+        tokens = self.tokens(row)
+        turns = self._turns(row.messages, tokens) if isinstance(row, Chat) else None
+        return turns or [True] * len(tokens)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Returns the text of tokens, special tokens included; ids that the tokenizer lacks become U+FFFD."""
+        known = len(self._tokenizer)
+        if all(token < known for token in tokens):
+            return str(self._tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
+        return "".join(self.text([token]) if token < known else "\ufffd" for token in tokens)
 
     def labelled(self, prompt: str, target: str) -> tuple[list[int], list[int]]:
         """Returns the tokens of a prompt, and those of a target after it with the end.
@@ -66,9 +86,29 @@ class Tokenizer:
         rest = joint[len(alone) :] if joint[: len(alone)] == alone else self._encode(target, special=False)
         return alone, [*rest, *self.ends[:1]]
 
-    def _rendered(self, row: Chat) -> str:
+    def _turns(self, messages: list[dict[str, Any]], tokens: list[int]) -> list[bool] | None:
+        asked = [False] * len(tokens)
+        for i, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            begin = self._beginning(messages[:i], tokens, answer=True)
+            end = self._beginning(messages[: i + 1], tokens, answer=False)
+            if begin is None or end is None:
+                return None
+            asked[begin:end] = [True] * (end - begin)
+        return asked if any(asked) else None
+
+    def _beginning(self, messages: list[dict[str, Any]], tokens: list[int], *, answer: bool) -> int | None:
+        """Returns how many of a chat's tokens are those of its first messages; None if these are rendered otherwise."""
         try:
-            return str(self._tokenizer.apply_chat_template(row.messages, tokenize=False))
+            found = self._encode(self._rendered(messages, answer=answer), special=False)
+        except InvalidArgumentError:  # some templates refuse a conversation that begins with the assistant
+            return None
+        return len(found) if tokens[: len(found)] == found else None
+
+    def _rendered(self, messages: list[dict[str, Any]], *, answer: bool = False) -> str:
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
         except Exception as error:  # templates raise whatever they like
             raise InvalidArgumentError(f"the chat template does not take messages: {error}") from error
 
