@@ -1,6 +1,6 @@
 """What the pipeline's parts are worth: each ablation takes one of them out while it is entered.
 
-They replace named pieces of the pipeline; once one is renamed, entering its ablation fails: nothing is measured in vain.
+They replace named pieces of the pipeline; when one is renamed, entering its ablation fails, so no row lies.
 """
 
 from __future__ import annotations
