@@ -18,7 +18,7 @@ from deltaserve.errors import FormatError
 BLOCK_BYTES = 1 << 14
 VERSION = 1
 MAX_STRIDE = 4
-MIN_LOG_BLOCK, MAX_LOG_BLOCK = 7, 16
+MIN_LOG_BLOCK, MAX_LOG_BLOCK = 7, 15
 _RAW, _RANS = 0, 1
 _PERIOD = 12  # every stride divides it
 _NOTHING: Bytes = np.zeros(0, dtype=np.uint8)
@@ -60,7 +60,7 @@ def encode(raw: Bytes, block: int = BLOCK_BYTES) -> Bytes:
 
     Args:
         raw: uint8 [n], n > 0.
-        block: bytes that are decoded independently, a power of two from 128 to 65536.
+        block: bytes that are decoded independently, a power of two from 128 to 32768.
 
     Returns:
         uint8 [m]. m is at most n + 20: what does not shrink is stored raw.
