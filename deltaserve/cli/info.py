@@ -75,6 +75,10 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
     table.add_section()
     table.add_row("everything stored", *_cells(whole), style="bold")
     console.print(table)
+    memory, stored = _planes_bytes(manifest), _stored_bytes(manifest)
+    if memory != stored:
+        text = f"{bytes_text(memory)} in memory; on disk, where some are lossless streams, {bytes_text(stored)}"
+        console.print(f"\nplanes take {text}")
     console.print()
     codecs = make_table("codec", ">tensors", ">parameters", ">delta", ">bits/param")
     for codec, tally in _by_codec(manifest).items():
@@ -157,8 +161,18 @@ def _by_codec(manifest: Manifest) -> dict[str, Tally]:
             parameters *= dimension
         group = tensor.params.get("group_size")
         name = f"{tensor.codec}, groups of {group}" if group else tensor.codec
-        groups[name].add(parameters, tensor.bytes)
+        groups[name].add(parameters, tensor.stored_bytes)
     return dict(groups)
+
+
+def _planes_bytes(manifest: Manifest) -> int:
+    """Returns the bytes of all planes in memory."""
+    return sum(tensor.bytes for tensor in manifest.tensors)
+
+
+def _stored_bytes(manifest: Manifest) -> int:
+    """Returns the bytes of all planes on disk, lossless streams counted as such."""
+    return sum(tensor.stored_bytes for tensor in manifest.tensors)
 
 
 def _cells(tally: Tally) -> tuple[str, str, str, str, str, str]:
@@ -182,6 +196,7 @@ def _manifest_json(manifest: Manifest) -> dict[str, Any]:
         "parameters": sizes.parameters,
         "checkpoint_bytes": sizes.checkpoint_bytes,
         "delta_bytes": sizes.delta_bytes,
+        "planes": {"memory_bytes": _planes_bytes(manifest), "stored_bytes": _stored_bytes(manifest)},
         "ratio": sizes.checkpoint_bytes / sizes.delta_bytes,
         "bits_per_parameter": 8 * sizes.delta_bytes / sizes.parameters,
         "by_class": {

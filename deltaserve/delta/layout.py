@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from math import prod
 
 from deltaserve.delta.classes import LM_HEAD, classify
-from deltaserve.delta.codecs import get_codec
+from deltaserve.delta.codecs import PlaneSpec, get_codec
 from deltaserve.delta.headers import DTYPE_BYTES, TensorHeader
-from deltaserve.delta.manifest import PLANE_SEPARATOR, TensorEntry
+from deltaserve.delta.manifest import PLANE_SEPARATOR, STREAM_SUFFIX, TensorEntry
 from deltaserve.errors import FormatError, InvalidArgumentError
 
 WHOLE_CODECS = ("dense", "same")
@@ -24,6 +25,28 @@ _NUMBER = re.compile(r"(\d+)")
 def plane_key(tensor: str, plane: str) -> str:
     """Returns the name under which a plane is stored."""
     return f"{tensor}{PLANE_SEPARATOR}{plane}"
+
+
+def stored_as(entry: TensorEntry, plane: str, spec: PlaneSpec) -> tuple[str, str, tuple[int, ...]]:
+    """Returns name, dtype and shape with which a plane lies in the file: its own, or those of its lossless stream.
+
+    Raises:
+        FormatError: the entry says that the stream holds another number of bytes than the plane has.
+    """
+    stream = entry.lossless.get(plane)
+    if stream is None:
+        return plane_key(entry.name, plane), spec.dtype, tuple(spec.shape)
+    if stream.raw_bytes != plane_bytes(spec):
+        raise FormatError(
+            f"tensor {entry.name!r} lists a stream of {stream.raw_bytes} bytes for its plane {plane!r}; "
+            f"codec {entry.codec} makes {plane_bytes(spec)}"
+        )
+    return plane_key(entry.name, plane) + STREAM_SUFFIX, "U8", (stream.stored_bytes,)
+
+
+def plane_bytes(spec: PlaneSpec) -> int:
+    """Returns the bytes of a plane in memory."""
+    return prod(spec.shape) * DTYPE_BYTES[spec.dtype]
 
 
 def model_order(name: str) -> tuple[int, list[tuple[int, str]]]:
@@ -73,17 +96,21 @@ def check_entry(entry: TensorEntry) -> None:
 def _take_planes(entry: TensorEntry, left: dict[str, TensorHeader], owner: str) -> dict[str, TensorHeader]:
     check_entry(entry)
     planes: dict[str, TensorHeader] = {}
-    for plane, spec in get_codec(entry.codec).plane_specs(entry.shape, entry.dtype, entry.params).items():
-        header = left.pop(plane_key(entry.name, plane), None)
+    specs = get_codec(entry.codec).plane_specs(entry.shape, entry.dtype, entry.params)
+    if strange := set(entry.lossless) - set(specs):
+        raise FormatError(f"tensor {entry.name!r} ({entry.codec}) lists streams of planes that it has not: {strange}")
+    for plane, spec in specs.items():
+        key, dtype, shape = stored_as(entry, plane, spec)
+        header = left.pop(key, None)
         if header is None:
             raise FormatError(f"{owner} lacks the plane {plane!r} of tensor {entry.name!r} ({entry.codec})")
-        if (header.dtype, header.shape) != (spec.dtype, spec.shape):
+        if (header.dtype, header.shape) != (dtype, shape):
             raise FormatError(
                 f"{owner}: plane {plane!r} of tensor {entry.name!r} is {header.dtype} {list(header.shape)}; "
-                f"codec {entry.codec} stores {spec.dtype} {list(spec.shape)}"
+                f"codec {entry.codec} stores {dtype} {list(shape)}"
             )
         planes[plane] = header
-    stored = sum(plane.bytes for plane in planes.values())
-    if stored != entry.bytes:
-        raise FormatError(f"tensor {entry.name!r} is listed with {entry.bytes} bytes; its planes have {stored}")
+    expected = sum(plane_bytes(spec) for spec in specs.values())
+    if expected != entry.bytes:
+        raise FormatError(f"tensor {entry.name!r} is listed with {entry.bytes} bytes; its planes have {expected}")
     return planes

@@ -6,7 +6,7 @@ Free of torch, so that the router and the CLI can read manifests.
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ MANIFEST_FILE = "manifest.json"
 DELTA_FILE = "delta.safetensors"
 MAX_MANIFEST_BYTES = 64 << 20
 PLANE_SEPARATOR = "::"  # a plane of tensor T is stored in delta.safetensors as "T::plane"
+STREAM_SUFFIX = "::rans"  # … and as "T::plane::rans" when it is a lossless stream
 
 TensorClass = Literal["linear", "embedding", "lm_head", "norm", "bias", "other"]
 
@@ -36,7 +37,14 @@ class BaseRef(_Strict, frozen=True, kw_only=True):
     architecture: str  # e.g. "LlamaForCausalLM"
 
 
-class TensorEntry(_Strict, frozen=True, kw_only=True):
+class StreamSize(_Strict, frozen=True, kw_only=True):
+    """A plane that is stored as a lossless stream."""
+
+    raw_bytes: Annotated[int, msgspec.Meta(ge=1)]  # of the plane
+    stored_bytes: Annotated[int, msgspec.Meta(ge=1)]  # of the stream
+
+
+class TensorEntry(_Strict, frozen=True, kw_only=True, omit_defaults=True):
     """One tensor of the fine-tune and how it is coded.
 
     A codec other than `dense` codes Δ = W_f − W_b, where W_b is the base tensor named by `base`, zero-padded or cut to
@@ -50,8 +58,19 @@ class TensorEntry(_Strict, frozen=True, kw_only=True):
     codec: str
     base: str | None = None
     params: dict[str, int] = {}  # codec parameters, e.g. {"group_size": 128}
-    bytes: int  # of all planes
-    sha256: str  # over the planes' bytes, planes in order of their names
+    bytes: int  # of all planes in memory: raw, whether or not they are stored as streams
+    sha256: str  # over the raw planes' bytes, planes in order of their names
+    lossless: dict[str, StreamSize] = {}  # the planes that are stored as streams
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that the tensor takes in the payload file."""
+        return self.bytes - sum(stream.raw_bytes - stream.stored_bytes for stream in self.lossless.values())
+
+    @property
+    def in_memory(self) -> TensorEntry:
+        """The entry of the tensor with its planes raw."""
+        return msgspec.structs.replace(self, lossless={}) if self.lossless else self
 
 
 class FileEntry(_Strict, frozen=True, kw_only=True):
@@ -70,7 +89,7 @@ class ClassSize(_Strict, frozen=True, kw_only=True):
     tensors: int
     parameters: int
     checkpoint_bytes: int  # in the fine-tune's dtype
-    delta_bytes: int  # packed planes
+    delta_bytes: int  # packed planes as stored, streams counted as such
 
 
 class Sizes(_Strict, frozen=True, kw_only=True):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
+from deltaserve.delta.codecs import get_codec
 from deltaserve.delta.compatibility import check_delta_against_base
 from deltaserve.delta.dtypes import TORCH_DTYPES
 from deltaserve.delta.headers import TensorHeader, read_header
 from deltaserve.delta.layout import group_planes
+from deltaserve.delta.lossless import unwrap
 from deltaserve.delta.manifest import (
     DELTA_FILE,
     MANIFEST_FILE,
@@ -86,28 +88,37 @@ class DeltaReader:
         return entry
 
     def tensor(self, name: str) -> PackedTensor:
-        """Returns a tensor, its planes being the mapped file: valid as long as they are referenced.
+        """Returns a tensor, its planes being the mapped file (valid as long as they are referenced) or decoded streams.
 
         Raises:
             InvalidArgumentError: there is no such tensor.
             DataLossError: its bytes do not have the manifest's sha256.
-            FormatError: contents that its codec never makes.
+            FormatError: contents that its codec never makes, or a malformed stream.
         """
         entry = self.entry(name)
-        planes = {plane: self._plane(header) for plane, header in self._planes[name].items()}
-        packed = PackedTensor(entry, planes)
+        planes = {plane: self._plane(entry, plane) for plane in self._planes[name]}
+        packed = PackedTensor(entry.in_memory, planes)
         if not self._verified:
             _check_contents(packed)
         return packed
 
-    def _plane(self, header: TensorHeader) -> torch.Tensor:
+    def _plane(self, entry: TensorEntry, plane: str) -> torch.Tensor:
+        header = self._planes[entry.name][plane]
         if header.bytes == 0:
             raise FormatError(f"{DELTA_FILE}: plane {header.name!r} is empty")
         raw = torch.frombuffer(self._map, dtype=torch.uint8, count=header.bytes, offset=header.begin)
+        if plane in entry.lossless:
+            return unwrap_plane(entry, plane, raw)
         dtype = TORCH_DTYPES[header.dtype]
         if header.begin % dtype.itemsize:  # after a plane of an odd number of bytes
             raw = raw.clone()
         return raw.view(dtype).reshape(header.shape)
+
+
+def unwrap_plane(entry: TensorEntry, plane: str, stream: torch.Tensor) -> torch.Tensor:
+    """Returns the plane of a tensor that a lossless stream, uint8 [m], holds; raises FormatError when it does not."""
+    spec = get_codec(entry.codec).plane_specs(entry.shape, entry.dtype, entry.params)[plane]
+    return unwrap(stream, TORCH_DTYPES[spec.dtype], spec.shape, f"plane {plane!r} of tensor {entry.name!r}")
 
 
 def _check_contents(packed: PackedTensor) -> None:

@@ -33,7 +33,7 @@ def check_sizes(manifest: Manifest) -> None:
 
 
 def ratio(sizes: Sizes, kinds: Sequence[TensorClass]) -> float:
-    """Returns checkpoint bytes over delta bytes of some classes; 1.0 when there are none of them."""
+    """Returns checkpoint bytes over stored delta bytes of some classes; 1.0 when there are none of them."""
     chosen = [sizes.by_class[kind] for kind in kinds if kind in sizes.by_class]
     packed = sum(size.delta_bytes for size in chosen)
     return sum(size.checkpoint_bytes for size in chosen) / packed if packed else 1.0
@@ -49,7 +49,7 @@ def _class_size(entries: Sequence[TensorEntry]) -> ClassSize:
         tensors=len(entries),
         parameters=sum(_parameters(entry) for entry in entries),
         checkpoint_bytes=sum(_checkpoint_bytes(entry) for entry in entries),
-        delta_bytes=sum(entry.bytes for entry in entries),
+        delta_bytes=sum(entry.stored_bytes for entry in entries),
     )
 
 

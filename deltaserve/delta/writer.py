@@ -13,25 +13,29 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from deltaserve.delta.checkpoint import read_tensor
 from deltaserve.delta.dtypes import SAFETENSORS_DTYPES, as_bytes
 from deltaserve.delta.headers import TensorHeader, read_header_and_metadata
 from deltaserve.delta.layout import group_planes, model_order, plane_key, plane_order
+from deltaserve.delta.lossless import wrap
 from deltaserve.delta.manifest import (
     DELTA_FILE,
     FORMAT,
     MANIFEST_FILE,
+    STREAM_SUFFIX,
     VERSION,
     BaseRef,
     FileEntry,
     Manifest,
+    StreamSize,
     TensorEntry,
     dump_manifest,
     parse_manifest,
 )
 from deltaserve.delta.packed import PackedTensor, planes_sha256
-from deltaserve.delta.reader import file_sha256
+from deltaserve.delta.reader import file_sha256, unwrap_plane
 from deltaserve.delta.safetensors_file import Buffer, Piece, write_file
 from deltaserve.delta.sizes import measure
 from deltaserve.errors import DeltaServeError, FormatError, InvalidArgumentError
@@ -61,8 +65,15 @@ class DeltaWriter:
     is bounded by the largest part.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lossless: bool = True) -> None:
+        """Opens the folder.
+
+        Args:
+            folder: where the parts are, made when it is not there.
+            lossless: store planes of parts that are added from now on as entropy-coded streams where that saves enough.
+        """
         self._folder = folder
+        self._lossless = lossless
         folder.mkdir(parents=True, exist_ok=True)
 
     def add_part(self, name: str, tensors: Sequence[PackedTensor]) -> int:
@@ -73,9 +84,9 @@ class DeltaWriter:
             tensors: what it holds, planes on the CPU.
         """
         check_file_name(name, "part")
-        entries = [tensor.entry for tensor in tensors]
-        metadata = {_ENTRIES: msgspec.json.encode(entries).decode()}
-        pieces = [_plane_piece(tensor, plane) for tensor in tensors for plane in sorted(tensor.planes)]
+        stored = [_store(tensor, self._lossless) for tensor in tensors]
+        metadata = {_ENTRIES: msgspec.json.encode([entry for entry, _ in stored]).decode()}
+        pieces = [piece for _, pieces in stored for piece in pieces]
         return write_file(self._path(name), pieces, metadata).size
 
     def parts(self) -> dict[str, int]:
@@ -99,10 +110,10 @@ class DeltaWriter:
         entries, planes = _read_part(path)
         tensors = []
         for entry in entries:
-            values = {plane: read_tensor(header) for plane, header in planes[entry.name].items()}
+            values = {plane: _read_plane(entry, plane, header) for plane, header in planes[entry.name].items()}
             if planes_sha256(values) != entry.sha256:
                 raise FormatError(f"part {name!r}: tensor {entry.name!r} does not have its sha256")
-            tensors.append(PackedTensor(entry, values))
+            tensors.append(PackedTensor(entry.in_memory, values))
         return tensors
 
     def drop_part(self, name: str) -> None:
@@ -194,15 +205,28 @@ def _read_part(path: Path) -> tuple[list[TensorEntry], dict[str, dict[str, Tenso
     return entries, group_planes(entries, headers, path.name)
 
 
-def _plane_piece(tensor: PackedTensor, plane: str) -> Piece:
-    values = tensor.planes[plane].contiguous()
-    return Piece(
-        plane_key(tensor.entry.name, plane),
-        SAFETENSORS_DTYPES[values.dtype],
-        tuple(values.shape),
-        values.nbytes,
-        lambda: (as_bytes(values),),
-    )
+def _store(tensor: PackedTensor, lossless: bool) -> tuple[TensorEntry, list[Piece]]:
+    """Returns how a tensor is stored: its entry, which says what is a stream, and its planes or their streams."""
+    streams: dict[str, StreamSize] = {}
+    pieces = []
+    for plane in sorted(tensor.planes):
+        key, values = plane_key(tensor.entry.name, plane), tensor.planes[plane].contiguous()
+        stream = wrap(values) if lossless else None
+        if stream is None:
+            pieces.append(_piece(key, values))
+        else:
+            streams[plane] = StreamSize(raw_bytes=values.nbytes, stored_bytes=stream.nbytes)
+            pieces.append(_piece(key + STREAM_SUFFIX, stream))
+    return msgspec.structs.replace(tensor.entry, lossless=streams), pieces
+
+
+def _piece(key: str, values: torch.Tensor) -> Piece:
+    return Piece(key, SAFETENSORS_DTYPES[values.dtype], tuple(values.shape), values.nbytes, lambda: (as_bytes(values),))
+
+
+def _read_plane(entry: TensorEntry, plane: str, header: TensorHeader) -> torch.Tensor:
+    values = read_tensor(header)
+    return unwrap_plane(entry, plane, values) if plane in entry.lossless else values
 
 
 def _payload(tensors: Iterable[tuple[TensorEntry, dict[str, TensorHeader]]]) -> Iterator[Piece]:
