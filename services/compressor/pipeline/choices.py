@@ -67,7 +67,7 @@ def uniform(codec: str, group_size: int, shape: Sequence[int]) -> Choice:
 
 
 def candidates(shape: Sequence[int], group_size: int, *, embedding: bool, asked: Choice | None) -> list[Choice]:
-    """Returns what allocation chooses from for a matrix, in no order. EXACT is always among them, and what was asked for.
+    """Returns what allocation chooses from for a matrix, in no order; always EXACT, and what was asked for.
 
     2:4 sparse codes are not unless asked for: at equal bytes dense ones are better everywhere (docs/log.md).
     """

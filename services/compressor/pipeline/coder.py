@@ -10,10 +10,10 @@ import torch
 
 from deltaserve.delta.calibration import Curvature, Moments, asymmetric_target, relative_error
 from deltaserve.delta.codecs import EncodeOptions, get_codec
-from deltaserve.delta.coding import code_delta, code_exact, code_same
+from deltaserve.delta.coding import code_delta, code_dense, code_exact, code_same
 from deltaserve.delta.dtypes import TORCH_DTYPES
 from deltaserve.delta.packed import PackedTensor, planes_sha256
-from services.compressor.pipeline.choices import Choice
+from services.compressor.pipeline.choices import EXACT, Choice
 from services.compressor.pipeline.pair import Pair
 
 _CHUNK_ELEMENTS = 32 << 20  # bounds the temporaries of coding large matrices: rows are coded independently
@@ -42,7 +42,7 @@ class Coded:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is known of a matrix's inputs: Ĥ, and C (see deltaserve.delta.calibration) where calibration is sequential."""
+    """What is known of a matrix's inputs: Ĥ, and C of deltaserve.delta.calibration where calibration is sequential."""
 
     curvature: Curvature
     cross: torch.Tensor | None = None
@@ -85,7 +85,9 @@ class Coder:
             header = self.pair.tuned.tensors[name]
             packed = code_same(name, header.shape, TORCH_DTYPES[header.dtype], self.pair.base_name(name))
             return Coded(packed, base.clone(), 1.0 if not torch.equal(base, tuned) else 0.0)
-        if not choice.calibrated:
+        if choice.codec == "dense":
+            return Coded(code_dense(name, self.pair.tuned.read(name)), tuned, 0.0)
+        if choice.codec == EXACT:
             return Coded(self.exact(name), tuned, 0.0)
         parts, served = [], torch.empty_like(base)
         lost = size = 0.0

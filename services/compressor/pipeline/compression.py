@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 import torch
 
 from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import EMBEDDING, LM_HEAD
 from deltaserve.delta.packed import PackedTensor
+from services.compressor.pipeline.choices import Choice
 from services.compressor.pipeline.coder import Coded, Coder, Statistics
 from services.compressor.pipeline.models import Models
 from services.compressor.pipeline.pair import Layer, Pair
@@ -26,6 +28,15 @@ _NORM = "model.norm.weight"
 def part_names(layers: int) -> list[str]:
     """Returns the names of all parts in the order in which they are coded."""
     return [_EMBEDDING_PART, *(f"layer-{layer:05d}" for layer in range(layers)), _HEAD_PART]
+
+
+def coding_of_parts(choices: Mapping[str, Choice], layers: int, *, metric: bool) -> dict[str, str]:
+    """Returns how each part is coded as a text, in order, for Parts.begin."""
+    coded: dict[str, dict[str, Choice]] = {part: {} for part in part_names(layers)}
+    for name, choice in sorted(choices.items()):
+        coded[part_of(name)][name] = choice
+    texts = {part: msgspec.json.encode(chosen).decode() for part, chosen in coded.items()}
+    return texts | {_EMBEDDING_PART: texts[_EMBEDDING_PART] + (" metric" if metric else "")}
 
 
 def part_of(name: str) -> str:
@@ -67,7 +78,7 @@ class Compression:
         if _EMBEDDING_PART in self.parts:
             served = self.parts.read(_EMBEDDING_PART)[EMBEDDING].to(base.device).merged(base)
         else:
-            coded = self.coder.code(EMBEDDING, base, tuned, self.metric and Statistics(self.metric))
+            coded = self.coder.code(EMBEDDING, base, tuned, Statistics(self.metric) if self.metric else None)
             self._add(_EMBEDDING_PART, {EMBEDDING: coded}, [])
             served = coded.served
         return {"base": base, "fine_tune": tuned, "compressed": served}

@@ -183,7 +183,7 @@ def _said(tokenizer: Tokenizer, tokens: list[int]) -> dict[str, Any]:
 
 def _served(pair: Pair, delta: DeltaReader, name: str) -> torch.Tensor:
     packed = delta.tensor(name).to(pair.device)
-    return packed.merged(None if packed.replaces else pair.base_tensor(name))
+    return packed.merged(None if packed.form == "whole" else pair.base_tensor(name))
 
 
 def _dtype(device: torch.device) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Finished parts of a run in its work folder, and the check that they belong to this very run."""
+"""What a run keeps in its work folder: finished parts, attempts; and the check that they belong to this very run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from deltaserve.delta.writer import DeltaWriter
 from deltaserve.files import publish, temp_beside
 
 _STATE = "state.json"
-_FORMAT = 1  # of the parts and of the arithmetic behind them: parts of another one are made anew
+_FORMAT = 2  # of the parts and of the arithmetic behind them: parts of another one are made anew
 
 
 class Parts:
-    """Parts of the delta with the errors of their tensors.
+    """Parts of the delta with the errors of their tensors, and the attempts made.
 
     Attributes:
         created: when the run was first begun, RFC 3339; the same after every restart.
@@ -38,13 +38,47 @@ class Parts:
         digest = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()
         if state.get("key") != digest:
             shutil.rmtree(self._folder, ignore_errors=True)
-            state = {"key": digest, "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+            created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            state = {"key": digest, "created": created, "coded": {}, "attempts": []}
             _write(work / _STATE, state)
+        self._state, self._path = state, work / _STATE
         self.created = str(state["created"])
         self.writer = DeltaWriter(self._folder)
         for stale in self._folder.glob(".tmp-*"):
             stale.unlink()
         self._sizes = {name: size for name, size in self.writer.parts().items() if self._errors_path(name).is_file()}
+
+    @property
+    def folder(self) -> Path:
+        """Where parts lie, and whatever else goes when another run begins in the work folder."""
+        return self._folder
+
+    @property
+    def attempts(self) -> list[Any]:
+        """What `note` was given, in order."""
+        return list(self._state["attempts"])
+
+    def note(self, attempt: Any) -> None:
+        """Keeps what came of an attempt, a JSON value."""
+        self._state["attempts"].append(attempt)
+        _write(self._path, self._state)
+
+    def begin(self, coded: Mapping[str, str]) -> None:
+        """Begins an attempt: drops parts from the first on that a former one coded in another way.
+
+        Args:
+            coded: how each part is coded, by its name in the order of coding: each follows from all before it.
+        """
+        former = self._state["coded"]
+        same = True
+        for name, how in coded.items():
+            same = same and former.get(name) == how
+            if not same:
+                self.writer.drop_part(name)
+                self._errors_path(name).unlink(missing_ok=True)
+                self._sizes.pop(name, None)
+        self._state["coded"] = dict(coded)
+        _write(self._path, self._state)
 
     @property
     def bytes(self) -> int:

@@ -130,7 +130,7 @@ class Planner:
     def _bytes(self, bits: float) -> int:
         return max(0, int(bits * self.parameters / 8) - self.fixed_bytes)
 
-    def _capped(self, table: Table, allocation: Allocation) -> Allocation | None:
+    def _capped(self, table: Table, allocation: Allocation) -> Allocation:
         limit = self.policy.max_bits_per_param
         if limit is None or stored(allocation) <= self._bytes(limit):
             return allocation

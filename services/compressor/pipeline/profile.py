@@ -14,8 +14,8 @@ from deltaserve.delta.classes import EMBEDDING, LM_HEAD, classify
 from deltaserve.delta.codecs import EncodeOptions, get_codec
 from deltaserve.delta.codecs.lowrank import RANK
 from deltaserve.delta.coding import code_exact
-from deltaserve.delta.spectrum import factorise
 from deltaserve.delta.manifest import TensorClass
+from deltaserve.delta.spectrum import factorise
 from deltaserve.files import publish, temp_beside
 from services.compressor.pipeline.allocation import Candidate
 from services.compressor.pipeline.batches import Batch
@@ -129,7 +129,6 @@ class Profiler:
             cost *= _FEEDBACK if choice.codec in ("ternary", "int2", "int3", "int4") else 1.0
             found.append(Candidate(choice, choice.stored_bytes(header.shape, header.dtype, name), cost))
         return found
-
 
     def _choices(self, kind: TensorClass, shape: Sequence[int]) -> list[Choice]:
         asked = self._asked.choice(kind, shape)

@@ -21,6 +21,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int
     eta_seconds: float | None
     layer_error: float
+    attempt: int = 1
 
 
 class Progress:
@@ -37,6 +38,7 @@ class Progress:
         self._began = clock()
         self._coded = 0.0  # layers coded by this process; replayed ones take far less time and tell nothing
         self._error = 0.0
+        self._attempt = 1
         self.layers_done = 0
         self.layers_total = 0
         self.bytes_out = 0
@@ -45,6 +47,10 @@ class Progress:
         """Enters a stage."""
         self._stage, self._began = stage, self._clock()
         self.tell()
+
+    def attempting(self, attempt: int) -> None:
+        """Begins an attempt, from 1, at the first layer."""
+        self._attempt, self._coded, self._error, self.layers_done = attempt, 0.0, 0.0, 0
 
     def replayed(self) -> None:
         """One more layer is done, by a former process."""
@@ -72,6 +78,7 @@ class Progress:
             bytes_out=self.bytes_out,
             eta_seconds=self._eta(fraction),
             layer_error=self._error,
+            attempt=self._attempt,
         )
         self._out.write(msgspec.json.encode(line).decode() + "\n")
         self._out.flush()

@@ -1,10 +1,9 @@
-"""One run: prepare, code part after part, measure, assemble."""
+"""One run: prepare, search for a delta that meets what is asked, deliver it with its report."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,30 +14,26 @@ import torch
 
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.fingerprint import cached_fingerprint
-from deltaserve.delta.manifest import MANIFEST_FILE, BaseRef, Manifest
+from deltaserve.delta.manifest import MANIFEST_FILE, Manifest
 from deltaserve.delta.reader import file_sha256
-from deltaserve.delta.writer import Identity, write_manifest
+from deltaserve.delta.writer import write_manifest
 from deltaserve.errors import QualityGateError
 from deltaserve.files import publish, temp_beside
-from services.compressor.pipeline.coder import Coder
-from services.compressor.pipeline.compression import Compression
+from services.compressor.pipeline.assembly import Assembly
 from services.compressor.pipeline.decoder import Decoder
 from services.compressor.pipeline.generations import side_by_side
-from services.compressor.pipeline.hidden import Memory
-from services.compressor.pipeline.models import Models
 from services.compressor.pipeline.pair import Pair
 from services.compressor.pipeline.parts import Parts
 from services.compressor.pipeline.progress import Progress
-from services.compressor.pipeline.report import make_report
 from services.compressor.pipeline.samples import Samples, calibration_rows, gather
+from services.compressor.pipeline.search import Search
 from services.compressor.pipeline.spec import Spec
 from services.compressor.pipeline.spelling import writes_blank
-from services.compressor.pipeline.text import Tokenizer, has_tokenizer, open_tokenizer
+from services.compressor.pipeline.text import Tokenizer, open_tokenizer
 
 log = logging.getLogger(__name__)
 
 REPORT_FILE = "report.json"
-_REVISION = "1"  # publication replaces it
 
 
 @torch.no_grad()
@@ -61,20 +56,11 @@ def run(spec: Spec, progress: Progress) -> Manifest:
     samples = _samples(spec, pair, decoder, tokenizer)
     fingerprint = spec.base_fingerprint or cached_fingerprint(pair.base, spec.work / "fingerprints")
     parts = Parts(spec.work, _key(spec, pair, fingerprint))
-    models = Models.over(samples, decoder, Memory(spec.memory_bytes), spec.work)
-    compression = Compression(pair, Coder(pair, spec.options), parts, models, progress)
-    heads = compression.run()
-    progress.at("evaluating")
-    quality, accuracy = models.measure(samples, heads)
-    identity = Identity(
-        spec.model, _REVISION, parts.created, BaseRef(fingerprint=fingerprint, architecture=pair.base.architecture),
-        pair.tuned.config,
-    )  # fmt: skip
-    manifest = _assemble(spec, pair, parts, identity)
+    assembly = Assembly(spec, pair, fingerprint)
+    outcome = Search(spec, pair, decoder, samples, parts, assembly, progress).run()
     said = side_by_side(pair, decoder, tokenizer, samples.held_out, spec.out, spec.memory_bytes)
-    report = make_report(manifest, quality, accuracy, samples, parts.errors(), spec, said)
     log.info("compressed %s in %.1f s", spec.model, time.monotonic() - began)
-    return _deliver(spec, manifest, report)
+    return _deliver(spec, outcome.manifest, outcome.report | {"generations": said})
 
 
 def _samples(spec: Spec, pair: Pair, decoder: Decoder, tokenizer: Tokenizer) -> Samples:
@@ -92,7 +78,7 @@ def _samples(spec: Spec, pair: Pair, decoder: Decoder, tokenizer: Tokenizer) -> 
 
 
 def _key(spec: Spec, pair: Pair, fingerprint: str) -> Mapping[str, Any]:
-    """Returns everything that packed tensors follow from."""
+    """Returns everything that the result follows from."""
     return {
         "base": fingerprint,
         "tuned": cached_fingerprint(pair.tuned, spec.work / "fingerprints"),
@@ -100,19 +86,9 @@ def _key(spec: Spec, pair: Pair, fingerprint: str) -> Mapping[str, Any]:
         "side": {name: file_sha256(path) for name, path in pair.tuned.side_files().items()},
         "calibration": file_sha256(spec.calibration) if spec.calibration else "",
         "options": msgspec.structs.asdict(spec.options),
+        "policy": msgspec.structs.asdict(spec.policy),
         "device": torch.device(spec.device).type,
     }
-
-
-def _assemble(spec: Spec, pair: Pair, parts: Parts, identity: Identity) -> Manifest:
-    """Writes payload and side files; a fine-tune without a tokenizer is served with the base's."""
-    shutil.rmtree(spec.out, ignore_errors=True)
-    base_files = pair.base.side_files()
-    files = pair.tuned.side_files()
-    if not has_tokenizer(pair.tuned):
-        files = base_files | files
-    compression = {**msgspec.structs.asdict(spec.options), "torch": torch.__version__.split("+")[0]}
-    return parts.writer.finish(spec.out, identity, files=files, base_files=base_files, compression=compression)
 
 
 def _deliver(spec: Spec, manifest: Manifest, report: dict[str, Any]) -> Manifest:

@@ -60,6 +60,7 @@ class Samples:
 
     Attributes:
         calibration: sequences that codes are fitted to.
+        asked: for each of their tokens, whether the fine-tune is asked to say it; see HeldOut.
         held_out: sequences of the same source that they are not.
         answers: every accepted answer of the evaluated rows.
         rows: labelled rows that are evaluated.
@@ -68,6 +69,7 @@ class Samples:
     """
 
     calibration: list[list[int]]
+    asked: list[list[bool]]
     held_out: list[HeldOut]
     answers: list[Answer]
     rows: int
@@ -112,11 +114,17 @@ def gather(
             field="calibration",
         )
     every = max(_HELD_OUT_EVERY, -(-len(pieces) // MAX_HELD_OUT))
-    fitted = [piece.tokens for i, piece in enumerate(pieces) if i % every]
+    fitted = [piece for i, piece in enumerate(pieces) if i % every][:samples]
     labelled = read_labelled(evaluation) if evaluation else []
     answers, count = _answers(tokenizer, labelled[:MAX_EVALUATED], context)
     return Samples(
-        fitted[:samples], _held_out(tokenizer, pieces[::every]), answers, count, len(labelled) - count, tokenizer.ends
+        [piece.tokens for piece in fitted],
+        [one.asked for one in _marked(tokenizer, fitted)],
+        _marked(tokenizer, pieces[::every]),
+        answers,
+        count,
+        len(labelled) - count,
+        tokenizer.ends,
     )
 
 
@@ -140,7 +148,7 @@ def _pieces(tokenizer: Tokenizer, rows: Sequence[Row], limit: int, most: int) ->
     return pieces[:most]
 
 
-def _held_out(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> list[HeldOut]:
+def _marked(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> list[HeldOut]:
     found = [_asked(tokenizer, piece) for piece in pieces]
     if any(any(one.asked[1:]) for one in found):  # no place comes before a first token
         return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -9,8 +11,14 @@ import msgspec
 
 from deltaserve.errors import InvalidArgumentError
 
-LinearCodec = Literal["sign1", "int2", "int3", "int4", "dense"]
-EmbeddingCodec = Literal["int4", "int3", "int2", "dense"]
+LinearCodec = Literal["sign1", "ternary", "int2", "int3", "int4", "sparse24_int2", "sparse24_int4", "exact", "dense"]
+EmbeddingCodec = Literal["sign1", "ternary", "int2", "int3", "int4", "exact", "dense"]
+Preset = Literal["tiny", "balanced", "faithful", "exact"]
+
+PRESET_BITS: Mapping[Preset, float] = {"tiny": 1.1, "balanced": 2.0, "faithful": 4.0}
+"""Budgets of presets in stored bits a parameter of the whole checkpoint; `exact` has none."""
+
+_CODEC = "int4"  # of linears and embeddings when nothing is asked for
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,13 +26,56 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Options(_Strict, frozen=True, kw_only=True):
-    """How to compress; fields as in deltaserve.v1.CompressionOptions."""
+    """How to compress; fields as in deltaserve.v1.CompressionOptions.
 
-    codec: LinearCodec = "int4"
-    embedding_codec: EmbeddingCodec = "int4"
+    At most one of `codec`, `preset`, `bits_per_param` and `smallest` is set. With none of them linears get int4.
+    """
+
+    codec: LinearCodec | None = None
+    embedding_codec: EmbeddingCodec | None = None
+    preset: Preset | None = None
+    bits_per_param: float | None = None
+    smallest: bool = False
     group_size: int = 128
     calibration_samples: int = 256
     calibration_tokens: int = 512
+
+    @property
+    def budget(self) -> float | None:
+        """Stored bits a parameter that allocation may spend; None when there is no such budget."""
+        return self.bits_per_param if self.preset is None else PRESET_BITS.get(self.preset)
+
+    @property
+    def allocates(self) -> bool:
+        """Whether codecs are chosen tensor by tensor from the first attempt on."""
+        return self.budget is not None or self.smallest
+
+    @property
+    def linear_codec(self) -> str:
+        """Codec of linears where it is fixed."""
+        return "exact" if self.preset == "exact" else self.codec or _CODEC
+
+    @property
+    def fixed_embedding_codec(self) -> str:
+        """Codec of embeddings and lm_head where it is fixed."""
+        return self.embedding_codec or ("exact" if self.preset == "exact" else _CODEC)
+
+    def check(self) -> None:
+        """Raises InvalidArgumentError when options contradict each other or are out of range."""
+        asked = [name for name in ("codec", "preset", "bits_per_param", "smallest") if getattr(self, name)]
+        if len(asked) > 1:
+            raise InvalidArgumentError(f"{' and '.join(asked)} are set; expected at most one of them", field=asked[1])
+        if self.group_size < 0 or self.group_size % 16:
+            raise InvalidArgumentError(
+                f"group_size is {self.group_size}; expected 0 or a multiple of 16", field="group_size"
+            )
+        if self.bits_per_param is not None and not 0 < self.bits_per_param < math.inf:
+            raise InvalidArgumentError(
+                f"bits_per_param is {self.bits_per_param}; expected more than 0", field="bits_per_param"
+            )
+        for field in ("calibration_samples", "calibration_tokens"):
+            if (value := getattr(self, field)) < 1:
+                raise InvalidArgumentError(f"{field} is {value}; expected 1 or more", field=field)
 
 
 class Policy(_Strict, frozen=True, kw_only=True):
@@ -34,6 +85,11 @@ class Policy(_Strict, frozen=True, kw_only=True):
     min_agreement: float | None = None
     max_accuracy_drop: float | None = None
     max_bits_per_param: float | None = None
+
+    @property
+    def judges_quality(self) -> bool:
+        """Whether it limits more than size."""
+        return any(limit is not None for limit in (self.max_kl, self.min_agreement, self.max_accuracy_drop))
 
 
 class Spec(_Strict, frozen=True, kw_only=True):
@@ -79,12 +135,13 @@ def load_spec(path: Path) -> Spec:
         spec = msgspec.json.decode(path.read_bytes(), type=Spec, dec_hook=_path)
     except (msgspec.MsgspecError, OSError) as error:
         raise InvalidArgumentError(f"{path.name}: {error}", field="spec") from error
-    group = spec.options.group_size
-    if group < 0 or group % 16:
-        raise InvalidArgumentError(f"group_size is {group}; expected 0 or a multiple of 16", field="group_size")
-    for field in ("calibration_samples", "calibration_tokens"):
-        if (value := getattr(spec.options, field)) < 1:
-            raise InvalidArgumentError(f"{field} is {value}; expected 1 or more", field=field)
+    spec.options.check()
+    if spec.options.smallest and not spec.policy.judges_quality:
+        raise InvalidArgumentError(
+            "smallest looks for the smallest size that meets the quality policy, and there is none; set max_kl, "
+            "min_agreement or max_accuracy_drop",
+            field="smallest",
+        )
     return spec
 
 
