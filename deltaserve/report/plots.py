@@ -14,6 +14,7 @@ WIDTH = 440.0
 _LEFT, _RIGHT, _TOP = 40.0, 6.0, 18.0
 _PLOT = 150.0  # height of a plot's area
 _WIDEST = 28.0  # bar
+_FEWEST = 7  # bins
 _BOTTOM = 36.0  # below it, for ticks and the axis's name
 
 
@@ -128,7 +129,7 @@ def class_sizes(classes: dict[str, ClassSize]) -> Html:
 
 def attempts(tries: Sequence[Attempt]) -> Html | None:
     """Returns KL over bits for attempts in their order; None when there is nothing to compare."""
-    known = [(one.bits, one.kl) for one in tries if one.kl is not None and 0 < one.kl < math.inf]
+    known = [(one.bits, one.kl) for one in tries if one.kl and 0 < one.kl < math.inf and math.isfinite(one.bits)]
     if len(known) < 2:
         return None
     spread = [bits for bits, _ in known]
@@ -151,12 +152,14 @@ def attempts(tries: Sequence[Attempt]) -> Html | None:
 
 
 def _filled(counts: Sequence[int]) -> tuple[int, int]:
-    """Returns the first and last bin to show: those with places, and one beside them."""
+    """Returns the first and last bin to show: those with places, and some beside them."""
     filled = [i for i, count in enumerate(counts) if count]
     if not filled:
         return 0, len(counts) - 1
-    first, last = max(0, filled[0] - 1), min(len(counts) - 1, filled[-1] + 1)
-    return (first, last) if last - first >= 4 else (max(0, first - 2), min(len(counts) - 1, last + 2))
+    top, fewest = len(counts) - 1, min(_FEWEST, len(counts))
+    last = min(top, filled[-1] + 1)
+    first = max(0, min(filled[0] - 1, last + 1 - fewest))
+    return first, min(top, max(last, first + fewest - 1))
 
 
 def _bin(edges: Sequence[float], b: int) -> str:

@@ -1,8 +1,8 @@
 """Publishes a packed delta as the next revision of its model: all of it or, to every reader, nothing.
 
 Order of writes below `deltas/<model>/<n>/`: `claim.json` takes the number for one job (and stays for ever, so that no
-number is used twice), then the files and `report.html`, then `manifest.json`, whose presence is the publication. Each is
-created only once, and each step may be repeated after a crash.
+number is used twice), then the files and `report.html`, then `manifest.json`, whose presence is the publication. Each
+is created only once, and each step may be repeated after a crash.
 """
 
 from __future__ import annotations
