@@ -88,14 +88,15 @@ def test_the_report_tells_of_the_model_that_is_served(tmp_path: Path, compress: 
     served = transformers.LlamaForCausalLM.from_pretrained(pair[1], dtype=torch.float32)
     served.load_state_dict(check_delta(pair, tmp_path / "work" / "out"), strict=False)
     kl = tokens = 0.0
-    for sequence in samples.held_out:
-        logs = [model(torch.tensor([sequence])).logits[0].log_softmax(-1) for model in (whole, served)]
+    for one in samples.held_out:
+        logs = [model(torch.tensor([one.tokens])).logits[0, :-1].log_softmax(-1) for model in (whole, served)]
         kl += float((logs[0].exp() * (logs[0] - logs[1])).sum())
-        tokens += len(sequence)
+        tokens += len(one.tokens) - 1
     assert manifest.report is not None
     assert manifest.report["quality"]["kl"] == pytest.approx(kl / tokens, rel=1e-3)
     assert manifest.report["accuracy"] == {"base": 0, "fine_tune": 0, "compressed": 0, "rows": 10, "skipped": 0}
     assert manifest.report == json.loads((tmp_path / "work" / "out" / "report.json").read_text())
+    assert manifest.report["quality"]["tokens"] == sum(manifest.report["quality"]["kl_histogram"]["counts"]) == tokens
     assert manifest.report["sizes"]["by_class"]["linear"]["bits_per_parameter"] < 1.6  # rows of 32: scales weigh
 
 
@@ -131,6 +132,7 @@ def test_gate_refuses_and_leaves_the_report(tmp_path: Path, compress: Compress, 
     assert not (out / "manifest.json").exists()
     report = json.loads((out / "report.json").read_text())
     assert not report["gate"]["passed"]
+    assert "Refused." in (out / "report.html").read_text()
     assert compress(pair, policy={"max_kl": 1.0}).report is not None  # the parts are there: only measured again
 
 
