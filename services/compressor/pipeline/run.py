@@ -67,6 +67,7 @@ def run(spec: Spec, progress: Progress) -> Manifest:
     heads = compression.run()
     progress.at("evaluating")
     quality, accuracy = models.measure(samples, heads)
+    del heads  # large on a GPU, where whole models come next
     identity = Identity(
         spec.model, _REVISION, parts.created, BaseRef(fingerprint=fingerprint, architecture=pair.base.architecture),
         pair.tuned.config,
