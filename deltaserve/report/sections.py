@@ -32,7 +32,7 @@ def verdict(report: Report) -> Html | None:
         return None
     failures = report.gate.failures
     if failures or not report.gate.passed:
-        told = tag("p", tag("strong", "Refused."), " It misses its quality policy, so nothing was published.")
+        told = tag("p", tag("strong", "Refused."), " It misses its quality policy.")
         listed = tag("ul", *(tag("li", failure) for failure in failures)) if failures else None
         return tag("div", told, listed, class_="verdict bad", role="status")
     if not report.policy:
@@ -196,7 +196,7 @@ def _prompt(prompt: Prompt) -> Html:
     said = [_row("base", prompt.base, None), _row("fine-tune", prompt.fine_tune, None)]
     said.append(_row("compressed", prompt.compressed, prompt.fine_tune))
     if prompt.expected is not None:
-        said.insert(0, _row("the row's own", Said(prompt.expected, ended=True), None))
+        said.insert(0, _row("reference", Said(prompt.expected, ended=True), None))
     same = prompt.compressed == prompt.fine_tune
     badge = tag("span", "same" if same else "differs", class_=f"badge {'good' if same else 'bad'}")
     cut = "…" if prompt.cut else ""

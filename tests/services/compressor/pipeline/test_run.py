@@ -122,7 +122,8 @@ def test_resized_vocabulary_untied_head_and_unchanged_tensors(tmp_path: Path, co
 def test_hidden_states_in_files_change_nothing(tmp_path: Path, compress: Compress, pair: tuple[Path, Path]):
     manifests = [compress(pair, f"w{limit}", codec="int2", memory_bytes=limit) for limit in (0, 1 << 30)]
     assert manifests[0].tensors == manifests[1].tensors
-    assert manifests[0].report == manifests[1].report
+    reports = [manifest.report or {} for manifest in manifests]
+    assert {**reports[0], "generations": None} == {**reports[1], "generations": None}  # no memory, no whole models
 
 
 def test_gate_refuses_and_leaves_the_report(tmp_path: Path, compress: Compress, pair: tuple[Path, Path]):

@@ -68,11 +68,13 @@ def test_held_out_rows_know_what_is_asked_of_the_fine_tune(tokenizer: Tokenizer)
 
 
 def test_an_answer_beyond_the_cut(tokenizer: Tokenizer):
-    """Pieces of a long row are asked what the row asks there; if that is nothing at all, everything counts."""
+    """Pieces of a long row are asked what the row asks there."""
     rows: list[Row] = [Labelled("a" * 20, ("b",)) for _ in range(5)]
     pieces = gather(tokenizer, rows, None, samples=20, tokens=16, context=128).held_out
-    assert [one.asked for one in pieces] == [[True] * 16, [True] * 6]
-    rows[0] = Labelled("a" * 15, ("b",))
-    pieces = gather(tokenizer, rows, None, samples=20, tokens=16, context=128).held_out
-    assert pieces[0].asked == [False] * 15 + [True]
+    assert [one.asked for one in pieces] == [[False] * 16, [False] * 4 + [True] * 2]
     assert {one.counted for one in pieces} == {"answers"}
+
+
+def test_everything_counts_when_no_piece_is_asked_anything(tokenizer: Tokenizer):
+    pieces = gather(tokenizer, [Labelled("a" * 70, ("b",))], None, samples=20, tokens=16, context=128).held_out
+    assert [(one.asked, one.counted) for one in pieces] == [([True] * 16, "whole")]

@@ -90,7 +90,7 @@ def test_what_is_asked_of_the_fine_tune(tokenizer: Tokenizer):
             "--.++",
         ),
         # what changes once more is said cannot be told apart
-        ("{{ messages|length }}{% for m in messages %}<s1>{{ m.content }}{% endfor %}", "+++++"),
+        ("{{ messages|length }}{% for m in messages %}<s1>{{ m.content }}{% endfor %}", "++++++"),
         ("{% if messages|length < 2 %}{{ raise_exception('more') }}{% endif %}abcde", "+++++"),
     ],
 )
