@@ -100,6 +100,20 @@ def test_the_report_tells_of_the_model_that_is_served(tmp_path: Path, compress: 
     assert manifest.report["sizes"]["by_class"]["linear"]["bits_per_parameter"] < 1.6  # rows of 32: scales weigh
 
 
+def test_layers_of_the_report_sum_up_their_tensors(compress: Compress, pair: tuple[Path, Path]):
+    report = compress(pair, codec="int2").report
+    assert report is not None
+    assert report["version"] == 2
+    assert [layer["layer"] for layer in report["layers"]] == [0, 1, 2]
+    for layer in report["layers"]:
+        tensors = [t for t in report["tensors"] if t["name"].startswith(f"model.layers.{layer['layer']}.")]
+        assert len(tensors) == 7
+        assert layer["error"] == pytest.approx(sum(t["error"] for t in tensors) / 7)
+        assert layer["worst_error"] == max(t["error"] for t in tensors)
+        parameters = sum(8 * t["bytes"] / t["bits_per_parameter"] for t in tensors)
+        assert layer["bits_per_parameter"] == pytest.approx(8 * sum(t["bytes"] for t in tensors) / parameters)
+
+
 def test_resized_vocabulary_untied_head_and_unchanged_tensors(tmp_path: Path, compress: Compress):
     model = make_model()
     base = save(model, tmp_path / "base")
