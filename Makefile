@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.stamp-setup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-fast lint format types imports protos stubs check clean
+.PHONY: help setup demo test test-fast browser lint format types imports protos stubs check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -22,11 +22,14 @@ $(SETUP): pyproject.toml constraints.txt
 demo: $(SETUP) ## upload a fine-tune, watch it compress, stream from four models at once
 	@$(BIN)/python examples/demo.py
 
-test: $(SETUP) ## the whole test suite
+test: $(SETUP) browser ## the whole test suite
 	@$(BIN)/python -m pytest
 
 test-fast: $(SETUP) ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow" -x -q
+
+browser: # for the tests of the quality report's page; they are skipped, and say so, where there is none
+	@sh scripts/setup_browser.sh
 
 lint: $(SETUP) protos imports types ## style, types, import rules, protos and stubs
 	@$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from deltaserve.cli.generate import generate
 from deltaserve.cli.info import info
 from deltaserve.cli.jobs import jobs
 from deltaserve.cli.publish import compress, upload
+from deltaserve.cli.report import report
 from deltaserve.cli.up import up
 from deltaserve.cli.workers import drain, place, workers
 from deltaserve.errors import DeltaServeError
@@ -30,7 +31,8 @@ def cli() -> None:
 
 
 for _command in (
-    up, upload, compress, jobs, models, revision, alias, pin, delete, workers, drain, place, generate, chat, info,
+    up, upload, compress, jobs, models, revision, report, alias, pin, delete, workers, drain, place, generate, chat,
+    info,
 ):  # fmt: skip
     cli.add_command(_command)
 

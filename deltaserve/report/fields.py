@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 
-T = TypeVar("T")
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 _LAYER = re.compile(r"model\.layers\.(\d{1,6})\.")
 
@@ -25,8 +25,8 @@ class Figures(msgspec.Struct):
 class Accuracy(Figures):
     """Shares of labelled rows that are answered exactly, 0 to 1."""
 
-    rows: int = 0
-    skipped: int = 0
+    rows: Count = 0
+    skipped: Count = 0
 
     @property
     def change(self) -> float | None:
@@ -40,7 +40,7 @@ class Histogram(msgspec.Struct):
     """Places by KL: below edges[0], from edges[i - 1] up to edges[i], from edges[-1] on."""
 
     edges: list[float]
-    counts: list[int]
+    counts: list[Count]
 
     def __post_init__(self) -> None:
         if len(self.counts) != len(self.edges) + 1 or len(self.edges) < 2:
@@ -49,22 +49,20 @@ class Histogram(msgspec.Struct):
             )
         if not all(0 < low < high < float("inf") for low, high in zip(self.edges, self.edges[1:], strict=False)):
             raise ValueError("edges do not ascend from above 0")
-        if min(self.counts) < 0:
-            raise ValueError("a count is negative")
 
 
 class Quality(msgspec.Struct):
     """Figures over held-out rows; KL in nats a token."""
 
     perplexity: Figures
-    tokens: int
+    tokens: Count
     kl: float | None = None
     top1_agreement: float | None = None
-    sequences: int = 0
+    sequences: Count = 0
     kl_p50: float | None = None
     kl_p99: float | None = None
     kl_histogram: Histogram | None = None
-    counted: dict[str, int] = {}
+    counted: dict[str, Count] = {}
 
 
 class ClassSize(msgspec.Struct):
@@ -72,35 +70,35 @@ class ClassSize(msgspec.Struct):
 
     ratio: float
     bits_per_parameter: float
-    tensors: int = 0
-    parameters: int = 0
-    checkpoint_bytes: int = 0
-    delta_bytes: int = 0
+    tensors: Count = 0
+    parameters: Count = 0
+    checkpoint_bytes: Count = 0
+    delta_bytes: Count = 0
 
 
 class Sizes(msgspec.Struct):
     """Sizes of the whole."""
 
-    checkpoint_bytes: int
-    delta_bytes: int
+    checkpoint_bytes: Count
+    delta_bytes: Count
     ratio: float
     bits_per_parameter: float
     by_class: dict[str, ClassSize] = {}
-    parameters: int = 0
+    parameters: Count = 0
 
 
 class Calibration(msgspec.Struct):
     """What codes were fitted to."""
 
     source: str = ""
-    sequences: int = 0
-    tokens: int = 0
+    sequences: Count = 0
+    tokens: Count = 0
 
 
 class Layer(msgspec.Struct):
     """Relative output errors of a layer's coded tensors."""
 
-    layer: int
+    layer: Count
     error: float
     worst_error: float | None = None
     bits_per_parameter: float | None = None
@@ -112,7 +110,7 @@ class Tensor(msgspec.Struct):
     name: str
     codec: str
     error: float
-    bytes: int = 0
+    bytes: Count = 0
     bits_per_parameter: float | None = None
 
 
@@ -164,7 +162,7 @@ class Allocation(msgspec.Struct):
     preset: str = ""
     budget_bits: float | None = None
     predicted_kl: float | None = None
-    choices: dict[str, int] = {}
+    choices: dict[str, Count] = {}
     attempts: list[Attempt] = []
 
 
@@ -194,7 +192,7 @@ def parse(report: Mapping[str, Any]) -> Report:
             continue
         try:
             parts[field.name] = msgspec.convert(value, field.type)
-        except msgspec.ValidationError:
+        except (msgspec.ValidationError, OverflowError):
             unreadable.append(field.name)
     found = Report(**parts, unreadable=unreadable)
     if not found.layers:

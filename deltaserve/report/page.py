@@ -25,17 +25,16 @@ def render(report: Mapping[str, Any], title: str) -> str:
         title: what was compressed, e.g. `model@revision`.
     """
     found = parse(report)
-    wide = (sections.comparison(found), sections.generations(found))
-    plots = [part for part in (sections.spread(found), sections.layers(found), sections.sizes(found)) if part]
+    halves = (sections.comparison, sections.sizes, sections.spread, sections.layers)
+    grid = [part for part in (make(found) for make in halves) if part is not None]
     body = tag(
         "main",
         tag("header", tag("p", "Quality report", class_="kicker"), tag("h1", tag("bdi", title))),
         sections.verdict(found),
         sections.tiles(found),
-        wide[0],
-        tag("div", *plots, class_="plots") if plots else None,
+        tag("div", *grid, class_="halves") if grid else None,
         sections.allocation(found),
-        wide[1],
+        sections.generations(found),
         sections.worst(found),
         sections.footer(found),
     )

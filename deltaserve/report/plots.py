@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from deltaserve.report.fields import Attempt, ClassSize, Histogram, Layer
 from deltaserve.report.markup import Html, join, tag
-from deltaserve.report.units import bits, bytes_text, number
+from deltaserve.report.units import bits, bytes_text, number, power_of_ten
 
 WIDTH = 440.0
 _LEFT, _RIGHT, _TOP = 40.0, 6.0, 18.0
 _PLOT = 150.0  # height of a plot's area
+_WIDEST = 28.0  # bar
+_FEWEST = 7  # bins
 _BOTTOM = 36.0  # below it, for ticks and the axis's name
 
 
@@ -53,9 +55,16 @@ def kl_histogram(histogram: Histogram, p50: float | None, p99: float | None) -> 
     edges, counts = histogram.edges, histogram.counts
     first, last = _filled(counts)
     step = (WIDTH - _LEFT - _RIGHT) / (last - first + 1)
-    y = Scale(0, max(*counts, 1), _TOP + _PLOT, _TOP)
+    y = Scale(0, _round_up(max(*counts, 4)), _TOP + _PLOT, _TOP)
     bars = [
-        _bar(_LEFT + step * i, y(counts[b]), step, _TOP + _PLOT, f"{_bin(edges, b)}: {counts[b]:,} tokens")
+        _bar(
+            _LEFT + step * i,
+            y(counts[b]),
+            step,
+            _TOP + _PLOT,
+            f"{_bin(edges, b)}: {counts[b]:,} tokens",
+            beyond=b in {0, len(edges)},
+        )
         for i, b in enumerate(range(first, last + 1))
     ]
     # bin b ends at edge b: between the edges around the shown bins, the axis is that of the edges
@@ -64,7 +73,7 @@ def kl_histogram(histogram: Histogram, p50: float | None, p99: float | None) -> 
         _LEFT + (step if first == 0 else 0), WIDTH - _RIGHT - (step if last == len(edges) else 0), log=True,
     )  # fmt: skip
     decades = range(math.ceil(math.log10(inner.low) - 1e-9), math.floor(math.log10(inner.high) + 1e-9) + 1)
-    ticks = [_tick(inner(10.0**power), number(10.0**power, 1)) for power in decades]
+    ticks = [_tick(inner(10.0**power), power_of_ten(power)) for power in decades]
     marks = [_mark(inner(value), name) for value, name in ((p50, "median"), (p99, "p99")) if value is not None]
     total = sum(counts)
     description = f"{total:,} tokens; median {number(p50)}, 99th percentile {number(p99)} nats"
@@ -76,7 +85,8 @@ def kl_histogram(histogram: Histogram, p50: float | None, p99: float | None) -> 
 
 def layer_errors(layers: Sequence[Layer]) -> Html:
     """Returns a bar for each layer's mean error, and a tick at its worst tensor's."""
-    top = max([layer.worst_error or layer.error for layer in layers if math.isfinite(layer.error)] + [1e-9])
+    errors = [error for layer in layers for error in (layer.error, layer.worst_error) if error is not None]
+    top = max([error for error in errors if math.isfinite(error)] + [1e-9])
     y = Scale(0, _round_up(top), _TOP + _PLOT, _TOP)
     step = (WIDTH - _LEFT - _RIGHT) / len(layers)
     every = math.ceil(len(layers) / 12)
@@ -86,7 +96,9 @@ def layer_errors(layers: Sequence[Layer]) -> Html:
         shapes.append(_bar(x, y(layer.error), step, _TOP + _PLOT, f"layer {layer.layer}: mean {number(layer.error)}"))
         if layer.worst_error is not None:
             at = y(layer.worst_error)
-            shapes.append(tag("line", x1=x + 0.15 * step, x2=x + 0.85 * step, y1=at, y2=at, class_="worst"))
+            half = 0.35 * min(step, _WIDEST)
+            middle = x + step / 2
+            shapes.append(tag("line", x1=middle - half, x2=middle + half, y1=at, y2=at, class_="worst"))
         if i % every == 0:
             shapes.append(_tick(x + step / 2, str(layer.layer), line=False))
     worst = max(layers, key=lambda layer: layer.error)
@@ -117,7 +129,7 @@ def class_sizes(classes: dict[str, ClassSize]) -> Html:
 
 def attempts(tries: Sequence[Attempt]) -> Html | None:
     """Returns KL over bits for attempts in their order; None when there is nothing to compare."""
-    known = [(one.bits, one.kl) for one in tries if one.kl is not None and 0 < one.kl < math.inf]
+    known = [(one.bits, one.kl) for one in tries if one.kl and 0 < one.kl < math.inf and math.isfinite(one.bits)]
     if len(known) < 2:
         return None
     spread = [bits for bits, _ in known]
@@ -130,7 +142,7 @@ def attempts(tries: Sequence[Attempt]) -> Html | None:
         tag("circle", tag("title", f"{bits:.2f} bits, KL {number(kl)}"), cx=x(bits), cy=y(kl), r=4, class_="dot")
         for bits, kl in known
     ]
-    lines = [_line(y(10.0**p), number(10.0**p, 1)) for p in range(low, max(high, low + 1) + 1)]
+    lines = [_line(y(10.0**p), power_of_ten(p)) for p in range(low, max(high, low + 1) + 1)]
     ends = [_tick(x(bits), f"{bits:.2f}") for bits in sorted({min(spread), max(spread)})]
     return svg(
         "attempts", "KL over bits of the attempts", f"{len(known)} attempts", _TOP + _PLOT + _BOTTOM,
@@ -140,12 +152,14 @@ def attempts(tries: Sequence[Attempt]) -> Html | None:
 
 
 def _filled(counts: Sequence[int]) -> tuple[int, int]:
-    """Returns the first and last bin to show: those with places, and one beside them."""
+    """Returns the first and last bin to show: those with places, and some beside them."""
     filled = [i for i, count in enumerate(counts) if count]
     if not filled:
         return 0, len(counts) - 1
-    first, last = max(0, filled[0] - 1), min(len(counts) - 1, filled[-1] + 1)
-    return (first, last) if last - first >= 4 else (max(0, first - 2), min(len(counts) - 1, last + 2))
+    top, fewest = len(counts) - 1, min(_FEWEST, len(counts))
+    last = min(top, filled[-1] + 1)
+    first = max(0, min(filled[0] - 1, last + 1 - fewest))
+    return first, min(top, max(last, first + fewest - 1))
 
 
 def _bin(edges: Sequence[float], b: int) -> str:
@@ -154,9 +168,17 @@ def _bin(edges: Sequence[float], b: int) -> str:
     return f"from {number(edges[-1])}" if b == len(edges) else f"{number(edges[b - 1])} to {number(edges[b])}"
 
 
-def _bar(x: float, top: float, step: float, floor: float, told: str) -> Html:
-    gap = min(2.0, 0.2 * step)
-    return tag("rect", tag("title", told), x=x + gap / 2, y=top, width=step - gap, height=floor - top, class_="bar")
+def _bar(x: float, top: float, step: float, floor: float, told: str, *, beyond: bool = False) -> Html:
+    gap = max(min(2.0, 0.2 * step), step - _WIDEST)
+    return tag(
+        "rect",
+        tag("title", told),
+        x=x + gap / 2,
+        y=top,
+        width=step - gap,
+        height=floor - top,
+        class_="bar beyond" if beyond else "bar",
+    )
 
 
 def _length(width: float, y: float, kind: str) -> Html:
@@ -165,7 +187,7 @@ def _length(width: float, y: float, kind: str) -> Html:
 
 def _grid(y: Scale) -> Html:
     step = _round_step(y.high / 4)
-    return join(_line(y(step * i), number(step * i, 3)) for i in range(int(y.high / step + 1e-9) + 1))
+    return join(_line(y(step * i), f"{step * i:,.6g}") for i in range(int(y.high / step + 1e-9) + 1))
 
 
 def _line(y: float, name: str) -> Html:

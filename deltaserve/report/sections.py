@@ -13,6 +13,12 @@ _COUNTED = {
     "turns": "what the assistant says in chats",
     "whole": "whole texts",
 }
+_LIMITS = {
+    "max_kl": "KL at most",
+    "min_agreement": "top-1 agreement at least",
+    "max_accuracy_drop": "points of accuracy lost at most",
+    "max_bits_per_param": "bits a parameter at most",
+}
 
 
 def section(key: str, heading: str, *children: Child) -> Html:
@@ -26,12 +32,12 @@ def verdict(report: Report) -> Html | None:
         return None
     failures = report.gate.failures
     if failures or not report.gate.passed:
-        told = tag("p", tag("strong", "Refused."), " It misses its quality policy, so nothing was published.")
+        told = tag("p", tag("strong", "Refused."), " It misses its quality policy.")
         listed = tag("ul", *(tag("li", failure) for failure in failures)) if failures else None
         return tag("div", told, listed, class_="verdict bad", role="status")
     if not report.policy:
         return tag("div", tag("p", "No quality policy was set: nothing was asked of it."), class_="verdict")
-    limits = ", ".join(f"{name} {number(limit, 4)}" for name, limit in sorted(report.policy.items()))
+    limits = ", ".join(f"{_LIMITS.get(name, name)} {limit:g}" for name, limit in sorted(report.policy.items()))
     told = tag("p", tag("strong", "Passed."), f" It meets its quality policy: {limits}.")
     return tag("div", told, class_="verdict good", role="status")
 
@@ -52,7 +58,7 @@ def tiles(report: Report) -> Html | None:
         found.append(_tile("Perplexity", number(quality.perplexity.compressed, 4), tuned))
     if sizes is not None:
         told = f"{bytes_text(sizes.checkpoint_bytes)} → {bytes_text(sizes.delta_bytes)}"
-        found.append(_tile("Smaller", times(sizes.ratio), told))
+        found.append(_tile("Compression ratio", times(sizes.ratio), told))
         found.append(_tile("Bits a parameter", bits(sizes.bits_per_parameter), "everything counted"))
     return tag("dl", *found, class_="tiles") if found else None
 
@@ -111,7 +117,11 @@ def allocation(report: Report) -> Html | None:
         ("predicted KL", number(found.predicted_kl)),
     ]
     told = tag("dl", *(tag("div", tag("dt", name), tag("dd", value)) for name, value in facts), class_="facts")
-    return section("allocation", "Choice of codecs", told, _choices(found), _attempts(found))
+    plot = plots.attempts(found.attempts)
+    halves = [part for part in (_choices(found), plot and _figure(plot)) if part is not None]
+    grid = tag("div", *(tag("div", part) for part in halves), class_="halves") if halves else None
+    tried = tables.attempts(found.attempts) if found.attempts else None
+    return section("allocation", "Choice of codecs", told, grid, tried)
 
 
 def worst(report: Report) -> Html | None:
@@ -174,26 +184,19 @@ def _choices(found: Allocation) -> Html | None:
     return tables.table("Tensors by codec", ["codec", ">tensors"], rows)
 
 
-def _attempts(found: Allocation) -> Html | None:
-    if not found.attempts:
-        return None
-    plot = plots.attempts(found.attempts)
-    return join([_figure(plot) if plot is not None else None, tables.attempts(found.attempts)])
-
-
 def _summary(found: Generations) -> str:
     same = sum(one.compressed == one.fine_tune for one in found.prompts)
-    return (
-        f"Greedy continuations of held-out prompts: {same} of {len(found.prompts)} are the fine-tune's to the letter. "
-        "What differs is marked."
+    told = (
+        f"Greedy continuations of held-out prompts: {same} of {len(found.prompts)} are the fine-tune's to the letter."
     )
+    return told if same == len(found.prompts) else f"{told} What differs is marked."
 
 
 def _prompt(prompt: Prompt) -> Html:
     said = [_row("base", prompt.base, None), _row("fine-tune", prompt.fine_tune, None)]
     said.append(_row("compressed", prompt.compressed, prompt.fine_tune))
     if prompt.expected is not None:
-        said.insert(0, _row("the row's own", Said(prompt.expected, ended=True), None))
+        said.insert(0, _row("reference", Said(prompt.expected, ended=True), None))
     same = prompt.compressed == prompt.fine_tune
     badge = tag("span", "same" if same else "differs", class_=f"badge {'good' if same else 'bad'}")
     cut = "…" if prompt.cut else ""

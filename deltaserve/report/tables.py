@@ -43,19 +43,17 @@ def models(report: Report) -> Html | None:
     """Returns what can be said of all three models: accuracy and perplexity."""
     rows: list[list[Child]] = []
     if report.accuracy is not None:
-        accuracy = report.accuracy
-        left_out = f", {accuracy.skipped:,} left out" if accuracy.skipped else ""
-        rows.append([
-            "Accuracy on your rows", percent(accuracy.base), percent(accuracy.fine_tune), percent(accuracy.compressed),
-            f"{points(accuracy.change)} points over {whole(accuracy.rows, 'row')}{left_out}",
-        ])  # fmt: skip
+        found = report.accuracy
+        left_out = f", {found.skipped:,} left out" if found.skipped else ""
+        name = _noted("Accuracy", f"on {whole(found.rows, 'row')} of yours{left_out}")
+        rows.append([name, percent(found.base), percent(found.fine_tune), percent(found.compressed)])
     if report.quality is not None:
         p, tokens = report.quality.perplexity, report.quality.tokens
-        cells = (number(p.base, 4), number(p.fine_tune, 4), number(p.compressed, 4))
-        rows.append(["Perplexity", *cells, f"over {whole(tokens, 'held-out token')}"])
+        name = _noted("Perplexity", f"of {whole(tokens, 'held-out token')}")
+        rows.append([name, number(p.base, 4), number(p.fine_tune, 4), number(p.compressed, 4)])
     if not rows:
         return None
-    return table("Base, fine-tune and compressed model", ["", ">base", ">fine-tune", ">compressed", ""], rows)
+    return table("Base, fine-tune and compressed model", ["", ">base", ">fine-tune", ">compressed"], rows)
 
 
 def sizes(whole_sizes: Sizes) -> Html:
@@ -115,6 +113,10 @@ def attempts(found: Sequence[Attempt]) -> Html:
     ]  # fmt: skip
     columns = ["attempt", ">bits", ">KL", ">top-1", ">points", "outcome"]
     return table("Attempts at meeting the policy", columns, rows)
+
+
+def _noted(name: str, note: str) -> Html:
+    return join([name, tag("br"), tag("small", note)])
 
 
 def _tensors(caption: str, found: Sequence[Tensor], top: float) -> Html:

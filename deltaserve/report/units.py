@@ -18,8 +18,13 @@ def number(value: float | None, digits: int = 3) -> str:
         return "0"
     power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}"))))
     if power < -4 or power > 8:
-        return f"{_signed(value / 10.0**power, digits - 1)}{_SPACE}×{_SPACE}10{str(power).translate(_SUPERSCRIPTS)}"
+        return f"{_signed(value / 10.0**power, digits - 1)}{_SPACE}×{_SPACE}{power_of_ten(power)}"
     return _signed(value, max(0, digits - 1 - power))
+
+
+def power_of_ten(power: int) -> str:
+    """Returns `10⁻³`; 1 and 10 as they are."""
+    return str(10**power) if power in {0, 1} else f"10{str(power).translate(_SUPERSCRIPTS)}"
 
 
 def percent(share: float | None, decimals: int = 1) -> str:

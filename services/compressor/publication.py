@@ -1,8 +1,8 @@
 """Publishes a packed delta as the next revision of its model: all of it or, to every reader, nothing.
 
 Order of writes below `deltas/<model>/<n>/`: `claim.json` takes the number for one job (and stays for ever, so that no
-number is used twice), then the files, then `manifest.json`, whose presence is the publication. Each is created only
-once, and each step may be repeated after a crash.
+number is used twice), then the files and `report.html`, then `manifest.json`, whose presence is the publication. Each
+is created only once, and each step may be repeated after a crash.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from deltaserve.catalog import published_revisions
 from deltaserve.delta.manifest import MANIFEST_FILE, FileEntry, Manifest, dump_manifest, parse_manifest
 from deltaserve.errors import DataLossError, FormatError, InternalError, NotFoundError
 from deltaserve.names import RevisionName
+from deltaserve.report.page import PAGE_FILE, render
 from deltaserve.store import Store, delta_key
 
 CLAIM_FILE = "claim.json"
@@ -38,7 +39,9 @@ async def reserve(store: Store, model: str, job_id: str) -> str:
 
 
 async def upload_files(store: Store, name: RevisionName, folder: Path) -> Manifest:
-    """Writes all files of a packed delta but its manifest, which is returned.
+    """Writes all files of a packed delta but its manifest, which is returned, and a page of its quality report.
+
+    The page is rendered here from the manifest's report: one that came with an upload could hold anything.
 
     Raises:
         DataLossError: a file in `folder` does not match the manifest there.
@@ -46,11 +49,14 @@ async def upload_files(store: Store, name: RevisionName, folder: Path) -> Manife
     """
     manifest = parse_manifest(await asyncio.to_thread((folder / MANIFEST_FILE).read_bytes))
     for entry in manifest.files:
-        if entry.path in {MANIFEST_FILE, CLAIM_FILE}:
+        if entry.path in {MANIFEST_FILE, CLAIM_FILE, PAGE_FILE}:
             raise FormatError(f"manifest names a file {entry.path!r}; that name is reserved")
         if entry.source == "delta":
             await asyncio.to_thread(_check_file, folder / entry.path, entry)
             await _put(store, delta_key(name, entry.path), folder / entry.path, entry)
+    if manifest.report is not None:
+        page = await asyncio.to_thread(render, manifest.report, str(name))
+        await store.put_new(delta_key(name, PAGE_FILE), page.encode())
     return manifest
 
 

@@ -82,6 +82,7 @@ class PeerModels(models_pb2_grpc.ModelServiceServicer):
         self.states: list[models_pb2.Job] = []  # what WatchJob tells, after the first
         self.watch_breaks = 0  # WatchJob calls to break off after their first message
         self.settings: list[Any] = []
+        self.report_json = ""  # of every revision
 
     async def StartUpload(self, request: Any, context: Any) -> models_pb2.StartUploadResponse:
         former = self.declared.setdefault(request.upload_id, request)
@@ -144,7 +145,8 @@ class PeerModels(models_pb2_grpc.ModelServiceServicer):
         return models_pb2.CancelJobResponse(job=self.jobs[request.job_id])
 
     async def GetRevision(self, request: Any, context: Any) -> models_pb2.GetRevisionResponse:
-        return models_pb2.GetRevisionResponse(revision=models_pb2.Revision(name=request.name))
+        found = models_pb2.Revision(name=request.name, report_json=self.report_json)
+        return models_pb2.GetRevisionResponse(revision=found)
 
     async def DeleteRevision(self, request: Any, context: Any) -> models_pb2.DeleteRevisionResponse:
         self.settings.append(request)

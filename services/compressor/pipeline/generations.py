@@ -153,16 +153,15 @@ def continue_greedily(
     Recomputes everything for every token: prompts and continuations are short, and there is no cache to get wrong.
     """
     sequences = [list(prompt) for prompt in prompts]
-    done = [False] * len(prompts)
+    going = sequences
     for _ in range(min(limit, decoder.context - max(map(len, prompts)))):
-        width = max(map(len, sequences))
-        tokens = torch.tensor([[*row, *[PADDING] * (width - len(row))] for row in sequences], device=decoder.device)
-        last = torch.tensor([len(row) - 1 for row in sequences], device=decoder.device)
-        for row, token in enumerate(whole.following(decoder, tokens, last).tolist()):
-            if not done[row]:
-                sequences[row].append(token)
-                done[row] = token in ends
-        if all(done):
+        width = max(map(len, going))
+        tokens = torch.tensor([[*row, *[PADDING] * (width - len(row))] for row in going], device=decoder.device)
+        last = torch.tensor([len(row) - 1 for row in going], device=decoder.device)
+        for row, token in zip(going, whole.following(decoder, tokens, last).tolist(), strict=True):
+            row.append(token)
+        going = [row for row in going if row[-1] not in ends]
+        if not going:
             break
     return [row[len(prompt) :] for row, prompt in zip(sequences, prompts, strict=True)]
 

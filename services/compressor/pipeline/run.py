@@ -19,6 +19,7 @@ from deltaserve.delta.reader import file_sha256
 from deltaserve.delta.writer import write_manifest
 from deltaserve.errors import QualityGateError
 from deltaserve.files import publish, temp_beside
+from deltaserve.report.page import PAGE_FILE, render
 from services.compressor.pipeline.assembly import Assembly
 from services.compressor.pipeline.decoder import Decoder
 from services.compressor.pipeline.generations import side_by_side
@@ -92,7 +93,8 @@ def _key(spec: Spec, pair: Pair, fingerprint: str) -> Mapping[str, Any]:
 
 
 def _deliver(spec: Spec, manifest: Manifest, report: dict[str, Any]) -> Manifest:
-    _write_report(spec.out / REPORT_FILE, report)
+    _write(spec.out / REPORT_FILE, json.dumps(report, indent=1))
+    _write(spec.out / PAGE_FILE, render(report, spec.model))
     failures = report["gate"]["failures"]
     if failures:
         (spec.out / MANIFEST_FILE).unlink()
@@ -103,7 +105,7 @@ def _deliver(spec: Spec, manifest: Manifest, report: dict[str, Any]) -> Manifest
     return final
 
 
-def _write_report(path: Path, report: Mapping[str, Any]) -> None:
+def _write(path: Path, text: str) -> None:
     temp = temp_beside(path)
-    temp.write_text(json.dumps(report, indent=1))
+    temp.write_text(text, encoding="utf-8")
     publish(temp, path)

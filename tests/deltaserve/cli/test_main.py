@@ -88,7 +88,7 @@ def test_help_and_version(run: Run) -> None:
     assert run("--version")[1].startswith("deltaserve 0.")
     status, out, _ = run("--help")
     assert status == 0
-    for command in ("up", "upload", "compress", "jobs", "models", "generate", "chat", "info", "workers"):
+    for command in ("up", "upload", "compress", "jobs", "models", "report", "generate", "chat", "info", "workers"):
         assert f"\n  {command} " in out
 
 

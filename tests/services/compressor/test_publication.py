@@ -1,13 +1,16 @@
 """Publication of a packed delta: through the service, and its steps repeated after a crash."""
 
 import asyncio
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from deltaserve.catalog import Catalog
-from deltaserve.delta.manifest import parse_manifest
+from deltaserve.delta.manifest import FileEntry, dump_manifest, parse_manifest
 from deltaserve.delta.reader import DeltaReader
 from deltaserve.errors import DataLossError, FormatError, InternalError, NotFoundError
 from deltaserve.names import RevisionName
@@ -96,3 +99,34 @@ async def test_reserved_names(store: Store, packed_folder: Path, tmp_path: Path,
         await publish(store, folder, "j")
     with pytest.raises(NotFoundError):
         await Catalog(store).resolve("m")
+
+
+async def test_the_page_is_stored_beside_the_files_and_is_none_of_them(
+    store: Store, packed_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "with-report"
+    shutil.copytree(packed_folder, folder)
+    manifest = parse_manifest((folder / "manifest.json").read_bytes())
+    failures = {"gate": {"passed": False, "failures": ["<b>7</b> is too much"]}}
+    (folder / "manifest.json").write_bytes(dump_manifest(msgspec.structs.replace(manifest, report=failures)))
+    (folder / "report.html").write_text("<script>what an upload brings</script>")
+    name = await publish(store, folder, "j")
+    page = (await store.get("deltas/m/1/report.html")).decode()
+    assert "<title>m@1 · quality report</title>" in page
+    assert "&lt;b&gt;7&lt;/b&gt; is too much" in page
+    assert "what an upload brings" not in page
+    assert "report.html" not in {file.path for file in (await Catalog(store).manifest(name)).files}
+    await publication.withdraw(store, name)
+    assert [o.key for o in await store.list("deltas/m/1/")] == ["deltas/m/1/claim.json"]
+
+
+async def test_a_delta_may_not_bring_the_page(store: Store, packed_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "named"
+    shutil.copytree(packed_folder, folder)
+    manifest = parse_manifest((folder / "manifest.json").read_bytes())
+    (folder / "report.html").write_bytes(b"x")
+    entry = FileEntry(path="report.html", size=1, sha256=hashlib.sha256(b"x").hexdigest())
+    named = msgspec.structs.replace(manifest, files=[*manifest.files, entry])
+    (folder / "manifest.json").write_bytes(dump_manifest(named))
+    with pytest.raises(FormatError, match="reserved"):
+        await publication.upload_files(store, RevisionName("m", "1"), folder)

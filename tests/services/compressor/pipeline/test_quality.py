@@ -1,6 +1,8 @@
 import math
+import random
 from pathlib import Path
 
+import pytest
 import torch
 from torch.nn import functional
 
@@ -34,22 +36,30 @@ def streams_over(folders: dict[Model, Path], sequences: list[list[int]], scratch
 
 @torch.no_grad()
 def test_figures_are_those_of_whole_models(pair: tuple[Path, Path], tmp_path: Path):
+    """Only places before tokens that are asked for count."""
     import transformers
 
     sequences = [[(11 * i + n) % 250 for i in range(n)] for n in (2, 7, 25, 26)]
+    asked = [[random.random() < 0.6 for _ in sequence] for sequence in sequences]
+    asked[0] = [True, False]  # no place comes before a first token
+    asked[3][-1] = True
     folders: dict[Model, Path] = {"base": pair[0], "fine_tune": pair[1], "compressed": pair[0]}
-    quality = measure_text(*streams_over(folders, sequences, tmp_path))
+    quality = measure_text(*streams_over(folders, sequences, tmp_path), asked)
     whole = [transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in pair]
-    kl, agreed, losses = 0.0, 0, []
-    for tokens in map(torch.tensor, sequences):
-        base, tuned = (model(tokens.unsqueeze(0)).logits[0].log_softmax(-1) for model in whole)
-        kl += float(functional.kl_div(base, tuned, log_target=True, reduction="sum"))
+    kls, agreed, losses = [], 0, []
+    for sequence, wanted in zip(sequences, asked, strict=True):
+        tokens, counts = torch.tensor(sequence), torch.tensor(wanted[1:])
+        base, tuned = (model(tokens.unsqueeze(0)).logits[0, :-1][counts].log_softmax(-1) for model in whole)
+        kls += functional.kl_div(base, tuned, log_target=True, reduction="none").sum(-1).tolist()
         agreed += int((base.argmax(-1) == tuned.argmax(-1)).sum())
-        losses += functional.nll_loss(tuned[:-1], tokens[1:], reduction="none").tolist()
-    assert quality.tokens == 60
-    assert math.isclose(quality.kl, kl / 60, rel_tol=1e-4)
-    assert quality.agreement == agreed / 60 < 1
-    assert math.isclose(quality.perplexity["fine_tune"], math.exp(sum(losses) / 56), rel_tol=1e-4)
+        losses += functional.nll_loss(tuned, tokens[1:][counts], reduction="none").tolist()
+    count = sum(map(sum, (wanted[1:] for wanted in asked)))
+    assert quality.tokens == len(kls) == count
+    assert math.isclose(quality.kl, sum(kls) / count, rel_tol=1e-4)
+    assert quality.spread.p50 == pytest.approx(sorted(kls)[math.ceil(count / 2) - 1], rel=1e-3)
+    assert sum(quality.spread.counts) == count
+    assert quality.agreement == agreed / count < 1
+    assert math.isclose(quality.perplexity["fine_tune"], math.exp(sum(losses) / count), rel_tol=1e-4)
     assert quality.perplexity["compressed"] == quality.perplexity["base"] != quality.perplexity["fine_tune"]
 
 

@@ -88,15 +88,30 @@ def test_the_report_tells_of_the_model_that_is_served(tmp_path: Path, compress: 
     served = transformers.LlamaForCausalLM.from_pretrained(pair[1], dtype=torch.float32)
     served.load_state_dict(check_delta(pair, tmp_path / "work" / "out"), strict=False)
     kl = tokens = 0.0
-    for sequence in samples.held_out:
-        logs = [model(torch.tensor([sequence])).logits[0].log_softmax(-1) for model in (whole, served)]
+    for one in samples.held_out:
+        logs = [model(torch.tensor([one.tokens])).logits[0, :-1].log_softmax(-1) for model in (whole, served)]
         kl += float((logs[0].exp() * (logs[0] - logs[1])).sum())
-        tokens += len(sequence)
+        tokens += len(one.tokens) - 1
     assert manifest.report is not None
     assert manifest.report["quality"]["kl"] == pytest.approx(kl / tokens, rel=1e-3)
     assert manifest.report["accuracy"] == {"base": 0, "fine_tune": 0, "compressed": 0, "rows": 10, "skipped": 0}
     assert manifest.report == json.loads((tmp_path / "work" / "out" / "report.json").read_text())
+    assert manifest.report["quality"]["tokens"] == sum(manifest.report["quality"]["kl_histogram"]["counts"]) == tokens
     assert manifest.report["sizes"]["by_class"]["linear"]["bits_per_parameter"] < 1.6  # rows of 32: scales weigh
+
+
+def test_layers_of_the_report_sum_up_their_tensors(compress: Compress, pair: tuple[Path, Path]):
+    report = compress(pair, codec="int2").report
+    assert report is not None
+    assert report["version"] == 2
+    assert [layer["layer"] for layer in report["layers"]] == [0, 1, 2]
+    for layer in report["layers"]:
+        tensors = [t for t in report["tensors"] if t["name"].startswith(f"model.layers.{layer['layer']}.")]
+        assert len(tensors) == 7
+        assert layer["error"] == pytest.approx(sum(t["error"] for t in tensors) / 7)
+        assert layer["worst_error"] == max(t["error"] for t in tensors)
+        parameters = sum(8 * t["bytes"] / t["bits_per_parameter"] for t in tensors)
+        assert layer["bits_per_parameter"] == pytest.approx(8 * sum(t["bytes"] for t in tensors) / parameters)
 
 
 def test_resized_vocabulary_untied_head_and_unchanged_tensors(tmp_path: Path, compress: Compress):
@@ -121,7 +136,8 @@ def test_resized_vocabulary_untied_head_and_unchanged_tensors(tmp_path: Path, co
 def test_hidden_states_in_files_change_nothing(tmp_path: Path, compress: Compress, pair: tuple[Path, Path]):
     manifests = [compress(pair, f"w{limit}", codec="int2", memory_bytes=limit) for limit in (0, 1 << 30)]
     assert manifests[0].tensors == manifests[1].tensors
-    assert manifests[0].report == manifests[1].report
+    reports = [manifest.report or {} for manifest in manifests]
+    assert {**reports[0], "generations": None} == {**reports[1], "generations": None}  # no memory, no whole models
 
 
 def test_gate_refuses_and_leaves_the_report(tmp_path: Path, compress: Compress, pair: tuple[Path, Path]):
@@ -131,6 +147,7 @@ def test_gate_refuses_and_leaves_the_report(tmp_path: Path, compress: Compress, 
     assert not (out / "manifest.json").exists()
     report = json.loads((out / "report.json").read_text())
     assert not report["gate"]["passed"]
+    assert "Refused." in (out / "report.html").read_text()
     assert compress(pair, policy={"max_kl": 1.0}).report is not None  # the parts are there: only measured again
 
 

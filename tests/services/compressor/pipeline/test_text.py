@@ -68,3 +68,44 @@ def test_the_base_tokenizer_serves_when_the_fine_tune_has_none(pair: tuple[Path,
         path.unlink()
     with pytest.raises(InvalidArgumentError, match="neither fine-tune nor base has a tokenizer"):
         open_tokenizer(base, tuned)
+
+
+def test_what_is_asked_of_the_fine_tune(tokenizer: Tokenizer):
+    assert tokenizer.asked(Text("abc")) == [True] * 3
+    tokenizer.blank = " "
+    assert tokenizer.asked(Labelled("<s1>ab", ("c", "x"))) == [False] * 3 + [True] * 3
+    turns = [("user", "ab"), ("assistant", "c"), ("user", "d"), ("assistant", "efg")]
+    chat = Chat([{"role": role, "content": content} for role, content in turns])
+    expected = [False] * 4 + [True] * 3 + [False] * 3 + [True] * 5
+    assert tokenizer.asked(chat) == expected
+    assert tokenizer.asked(Chat(chat.messages[:1])) == [True] * 4  # nothing is said by the assistant
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        # a prompt for the answer belongs to the question
+        (
+            "{% for m in messages %}<s1>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<s1>{% endif %}",
+            "--.++",
+        ),
+        # what changes once more is said cannot be told apart
+        ("{{ messages|length }}{% for m in messages %}<s1>{{ m.content }}{% endfor %}", "++++++"),
+        ("{% if messages|length < 2 %}{{ raise_exception('more') }}{% endif %}abcde", "+++++"),
+    ],
+)
+def test_templates_that_show_where_turns_begin_and_others(tmp_path: Path, template: str, expected: str):
+    save_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer(tmp_path, 264, ())
+    chat = Chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}])
+    asked = tokenizer.asked(chat)
+    assert len(asked) == len(tokenizer.tokens(chat))
+    assert asked == [sign == "+" for sign in expected]
+
+
+def test_tokens_become_text_again(tokenizer: Tokenizer):
+    text = "<s1>Fé\n <eos>x"
+    assert tokenizer.text(tokenizer.tokens(Text(text))) == text
+    assert tokenizer.text([1, 263, 9999]) == tokenizer.text([1, 263]) + "\ufffd"
+    assert tokenizer.text([]) == ""
