@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--zoo", type=Path, default=Path("../shared/zoo"), help="folder with base/ and the fine-tunes")
     parser.add_argument("--models", help="fine-tunes, comma-separated; all of the zoo's by default")
-    parser.add_argument("--rows", default="*", help="methods to measure: shell patterns, separated by semicolons")
+    parser.add_argument("--rows", default="*", help="methods in order: shell patterns with ; between")
     parser.add_argument("--ablations", action="store_true", help="also measure ours with one part taken out at a time")
     parser.add_argument("--steps", type=int, default=STEPS, help="of BitDelta's distillation")
     parser.add_argument("--limit", type=int, help="rows of each test set; all by default")
@@ -146,7 +146,8 @@ def main() -> None:
     zoo = arguments.zoo.resolve()
     models = arguments.models.split(",") if arguments.models else _fine_tunes(zoo)
     methods = catalogue(arguments.steps, ablations=arguments.ablations)
-    chosen = [name for name in methods if any(fnmatch(name, pattern) for pattern in arguments.rows.split(";"))]
+    patterns = arguments.rows.split(";")
+    chosen = dict.fromkeys(name for pattern in patterns for name in methods if fnmatch(name, pattern))
     results = Results(arguments.json)
     print(f"# {hardware(arguments.device)}\n{HEADER}", flush=True)
     for model in models:

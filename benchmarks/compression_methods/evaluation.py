@@ -65,7 +65,7 @@ def exact_match(model: Any, data: Data, device: str) -> float:
     """
     right = 0
     prompts = [row.prompt for row in data.rows]
-    for numbers in batches(prompts, max_tokens=1 << 13):
+    for numbers in batches(prompts, max_tokens=1 << (13 if device == "cpu" else 15)):
         reversed_tokens, valid = padded([prompts[number][::-1] for number in numbers], device)
         out = model.generate(
             reversed_tokens.flip(1),  # padding on the left
