@@ -267,7 +267,7 @@ STREAM = f"{EMBEDDING}::codes::rans"
 
 
 @pytest.fixture
-def streamed(write_model: WriteModel, tmp_path: Path) -> Path:
+def streamed(write_model: WriteModel, tmp_path: Path, small_streams: None) -> Path:
     """A delta whose embedding's codes are a lossless stream, and so are other planes."""
     config = tiny_config(vocab_size=300, hidden_size=144, intermediate_size=160)
     base, change = random_weights(config, 0), random_weights(config, 1)

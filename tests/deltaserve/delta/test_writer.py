@@ -109,7 +109,7 @@ def test_files_equal_to_the_base_s_are_named_only(pair: Pair, tmp_path: Path) ->
 
 
 @pytest.fixture
-def wide_pair(write_model: WriteModel) -> Pair:
+def wide_pair(write_model: WriteModel, small_streams: None) -> Pair:
     """A pair whose planes are large enough for lossless streams."""
     config = tiny_config(vocab_size=300, hidden_size=144, intermediate_size=160)
     base, change = random_weights(config, 0), random_weights(config, 1)

@@ -21,7 +21,7 @@ def random_plane(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 @pytest.mark.parametrize("name", TORCH_DTYPES)
 def test_planes_of_every_dtype_come_back(name: str) -> None:
     dtype = TORCH_DTYPES[name]
-    plane = random_plane(dtype, 120, 137)
+    plane = random_plane(dtype, 1200, 137)
     stream = wrap(plane)
     assert stream is not None
     assert stream.dtype == torch.uint8
@@ -32,7 +32,7 @@ def test_planes_of_every_dtype_come_back(name: str) -> None:
 
 
 def test_nan_and_signed_zeros_come_back_bit_by_bit() -> None:
-    plane = torch.randn(100, 100).bfloat16()
+    plane = torch.randn(300, 100).bfloat16()
     plane[::3] = float("nan")
     plane[1::3, ::2] = -0.0
     stream = wrap(plane)
@@ -42,11 +42,12 @@ def test_nan_and_signed_zeros_come_back_bit_by_bit() -> None:
 
 def test_planes_that_gain_too_little_stay_raw() -> None:
     assert wrap(torch.randint(0, 256, (256, 256), dtype=torch.uint8)) is None
-    assert wrap(torch.zeros(256, dtype=torch.uint8)) is None
+    assert wrap(torch.zeros(16 << 10, dtype=torch.uint8)) is None
+    assert wrap(torch.zeros(18 << 10, dtype=torch.uint8)) is not None
     assert wrap(torch.zeros(0, 4, dtype=torch.uint8)) is None
-    slightly = torch.randint(0, 250, (512, 512), dtype=torch.uint8)  # 0.4 % less than random
+    slightly = torch.randint(0, 250, (2048, 2048), dtype=torch.uint8)  # 0.4 % less than random
     assert wrap(slightly) is None
-    assert wrap(torch.randint(0, 200, (512, 512), dtype=torch.uint8)) is not None
+    assert wrap(torch.randint(0, 200, (1024, 1024), dtype=torch.uint8)) is not None
 
 
 def test_messages_name_the_plane() -> None:

@@ -1,4 +1,4 @@
-"""rANS blocks: held against a coder of one symbol at a time, and against the entropy."""
+"""rANS blocks: round trips, sizes held against the table, random access, refusals."""
 
 from __future__ import annotations
 
@@ -18,29 +18,6 @@ def table_of(data: Bytes) -> Ints:
     return normalise(np.bincount(data, minlength=256))
 
 
-def decode_plainly(coded: rans.Coded, frequencies: Ints, size: int, block: int) -> bytes:
-    """Decodes as docs/delta-format.md says it: Python integers, one block and one lane at a time."""
-    starts = np.cumsum(frequencies) - frequencies
-    slots = np.repeat(np.arange(256), frequencies).tolist()
-    out = bytearray(-(-size // 128) * 128)
-    for number in range(-(-size // block)):
-        word = int(coded.ends[number - 1]) if number else 0
-        states = [int(state) for state in coded.states[number]]
-        for step in range(-(-min(block, size - number * block) // 128) * 4):
-            for lane in range(32):
-                x = states[lane]
-                symbol = slots[x % 4096]
-                out[number * block + step // 4 * 128 + lane * 4 + step % 4] = symbol
-                x = int(frequencies[symbol]) * (x // 4096) + x % 4096 - int(starts[symbol])
-                if x < 1 << 15:
-                    x = x << 16 | int(coded.words[word])
-                    word += 1
-                states[lane] = x
-        assert word == coded.ends[number]
-        assert states == [1 << 15] * 32
-    return bytes(out[:size])
-
-
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("size", SIZES)
 def test_blocks_come_back(name: str, size: int) -> None:
@@ -49,15 +26,6 @@ def test_blocks_come_back(name: str, size: int) -> None:
     assert coded.ends.size == coded.states.shape[0] == -(-size // 512)
     assert coded.words.size == coded.ends[-1]
     assert np.array_equal(rans.decode(coded, table_of(data), size, 512), data)
-
-
-@pytest.mark.parametrize("name", ["random", "skewed", "constant", "3-bit codes"])
-@pytest.mark.parametrize("size", [129, 1024, 2500])
-def test_a_plain_decoder_reads_the_same(name: str, size: int) -> None:
-    data = SOURCES[name](np.random.default_rng(), size)
-    frequencies = table_of(data)
-    coded = rans.encode(data, frequencies, 1024)
-    assert decode_plainly(coded, frequencies, size, 1024) == data.tobytes()
 
 
 def test_batches_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from deltaserve.delta.lossless.stream import decode, encode, estimate
 from deltaserve.delta.lossless.tables import Bytes
 from deltaserve.errors import FormatError
 
+from .plain import decode_stream
 from .sources import SOURCES, entropy_bytes
 
 SIZES = [1, 2, 3, 5, 127, 128, 129, 1000, 20_000, 33_333]
@@ -29,6 +30,13 @@ def test_bytes_come_back(name: str, size: int) -> None:
         assert stream.size <= size + 20
         assert np.array_equal(decode(stream, size), data)
         assert np.array_equal(encode(data.copy(), block), stream)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize(("size", "block"), [(1, 128), (1000, 512), (4097, 1024), (9000, 4096)])
+def test_a_plain_decoder_reads_the_same(name: str, size: int, block: int) -> None:
+    data = SOURCES[name](np.random.default_rng(), size)
+    assert decode_stream(encode(data, block).tobytes(), size) == data.tobytes()
 
 
 @given(data=st.binary(min_size=1, max_size=3000), block=st.sampled_from([128, 256, 2048]))
