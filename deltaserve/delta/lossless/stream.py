@@ -78,7 +78,11 @@ def encode(raw: Bytes, block: int | None = None) -> Bytes:
     for coded in blocks:
         ends.append((coded.ends + done).astype("<u4"))
         done += coded.words.size
-    sections = [*ends, *(c.states.astype("<u4") for c in blocks), *(c.words.astype("<u2") for c in blocks)]
+    sections = [
+        *ends,
+        *(c.states.astype("<u4", copy=False) for c in blocks),
+        *(c.words.astype("<u2", copy=False) for c in blocks),
+    ]
     return np.concatenate(
         [
             np.frombuffer(head, dtype=np.uint8),
