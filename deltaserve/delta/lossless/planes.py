@@ -13,7 +13,7 @@ from deltaserve.delta.lossless.stream import decode, encode, estimate
 from deltaserve.errors import FormatError
 
 MIN_GAIN = 50  # a stream must save 1/50 of the plane's bytes: below that the decoding is not worth it …
-MIN_GAIN_BYTES = 256  # … and more than its mention in manifest and header takes
+MIN_GAIN_BYTES = 16 << 10  # … and so many of them, because a stream, however small, takes the time of a block
 
 
 def wrap(plane: torch.Tensor) -> torch.Tensor | None:

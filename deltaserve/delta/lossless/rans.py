@@ -26,7 +26,7 @@ BLOCK_OVERHEAD = 4 + 4 * LANES  # bytes of a block's end and states
 STATE_MIN = 1 << 15  # a state is 2^15 … 2^31 − 1, so that signed and unsigned 32-bit arithmetic agree
 _STATE_BITS = 31
 _WORD_BITS = 16
-_BATCH_BYTES = 8 << 20  # worked on at once: lanes enough to hide numpy's cost a call, few enough for the cache
+_BATCH_BYTES = 16 << 20  # worked on at once: lanes enough to hide numpy's cost a call, few enough for the cache
 
 Words = npt.NDArray[np.uint16]
 States = npt.NDArray[np.uint32]

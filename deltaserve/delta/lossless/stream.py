@@ -16,6 +16,8 @@ from deltaserve.delta.lossless.tables import Bytes, Ints, TableHeader
 from deltaserve.errors import FormatError
 
 BLOCK_BYTES = 1 << 14
+LARGE_BLOCK_BYTES = 1 << 15  # half the states to store, and still blocks enough for every warp
+_LARGE_PLANE = 1 << 20
 VERSION = 1
 MAX_STRIDE = 4
 MIN_LOG_BLOCK, MAX_LOG_BLOCK = 7, 15
@@ -50,21 +52,23 @@ class _Part:
     table: TableHeader | None
 
 
-def estimate(raw: Bytes, block: int = BLOCK_BYTES) -> int:
+def estimate(raw: Bytes, block: int | None = None) -> int:
     """Returns about how many bytes `encode` would make of uint8 [n]; costs a histogram."""
-    return _plan(raw, block).bytes
+    return _plan(raw, block or _block_of(raw.size)).bytes
 
 
-def encode(raw: Bytes, block: int = BLOCK_BYTES) -> Bytes:
+def encode(raw: Bytes, block: int | None = None) -> Bytes:
     """Returns the stream of some bytes; the same bytes give the same stream.
 
     Args:
         raw: uint8 [n], n > 0.
-        block: bytes that are decoded independently, a power of two from 128 to 32768.
+        block: bytes that are decoded independently, a power of two from 128 to 32768; None: 16 KiB, or 32 KiB from
+            1 MiB on.
 
     Returns:
         uint8 [m]. m is at most n + 20: what does not shrink is stored raw.
     """
+    block = block or _block_of(raw.size)
     plan = _plan(raw, block)
     stride = len(plan.frequencies)
     parts = [_code(np.ascontiguousarray(raw[number::stride]), f, block) for number, f in enumerate(plan.frequencies)]
@@ -74,7 +78,11 @@ def encode(raw: Bytes, block: int = BLOCK_BYTES) -> Bytes:
     for coded in blocks:
         ends.append((coded.ends + done).astype("<u4"))
         done += coded.words.size
-    sections = [*ends, *(c.states.astype("<u4") for c in blocks), *(c.words.astype("<u2") for c in blocks)]
+    sections = [
+        *ends,
+        *(c.states.astype("<u4", copy=False) for c in blocks),
+        *(c.words.astype("<u2", copy=False) for c in blocks),
+    ]
     return np.concatenate(
         [
             np.frombuffer(head, dtype=np.uint8),
@@ -185,6 +193,10 @@ def _decode_parts(
         own = rans.Coded(ends - word, coded.states[begin : begin + count], coded.words[word : max(word, int(ends[-1]))])
         yield rans.decode(own, table, size, block)
         begin, word = begin + count, int(ends[-1])
+
+
+def _block_of(size: int) -> int:
+    return LARGE_BLOCK_BYTES if size >= _LARGE_PLANE else BLOCK_BYTES
 
 
 def _part_size(size: int, number: int, stride: int) -> int:

@@ -76,6 +76,21 @@ def test_a_delta_tells_sizes_codecs_and_ratios(delta: Path, file: str, capsys: p
     assert any("tokenizer.json" in " ".join(row) for row in rows.values())
 
 
+def test_memory_is_told_where_it_differs_from_the_disk(delta: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", str(delta)]) == 0
+    assert "in memory" not in capsys.readouterr().out
+    fields = json.loads((delta / "manifest.json").read_bytes())
+    fields["tensors"][1]["lossless"] = {"codes": {"raw_bytes": 256, "stored_bytes": 200}}
+    (delta / "manifest.json").write_text(json.dumps(fields))
+    assert main(["info", str(delta)]) == 0
+    said = capsys.readouterr().out
+    assert "planes take 464 B in memory" in said
+    assert "lossless streams, 408 B" in " ".join(said.split())
+    assert any(line.split()[-3:] == ["264", "B", "4.12"] for line in said.splitlines())
+    assert main(["info", str(delta), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["planes"] == {"memory_bytes": 464, "stored_bytes": 408}
+
+
 def test_a_delta_as_json(delta: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", str(delta), "--json"]) == 0
     told: dict[str, Any] = json.loads(capsys.readouterr().out)

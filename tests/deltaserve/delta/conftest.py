@@ -77,6 +77,12 @@ def pair(write_model: WriteModel) -> tuple[Checkpoint, Checkpoint]:
 
 
 @pytest.fixture
+def small_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes streams of planes that are as small as those of tiny models; the writer leaves such planes raw."""
+    monkeypatch.setattr("deltaserve.delta.lossless.planes.MIN_GAIN_BYTES", 256)
+
+
+@pytest.fixture
 def zoo() -> Path:
     """The model zoo."""
     place = os.environ.get("DELTASERVE_ZOO")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.fingerprint import fingerprint
 from deltaserve.delta.headers import read_header
+from deltaserve.delta.lossless import decode
 from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE
 from deltaserve.delta.packed import planes_sha256
 from deltaserve.delta.reader import DeltaReader, check_delta_against_base
@@ -258,3 +260,91 @@ def test_planes_after_an_odd_number_of_bytes_are_read(write_model: WriteModel, t
     assert any(header.begin % 2 for header in headers if header.dtype == "F16")
     originals = {packed.entry.name: packed for packed in pack_all(base, tuned, "int3", "int3")}
     assert all(torch.equal(reader.tensor(name).decode(), originals[name].decode()) for name in reader.names())
+
+
+EMBEDDING = "model.embed_tokens.weight"
+STREAM = f"{EMBEDDING}::codes::rans"
+
+
+@pytest.fixture
+def streamed(write_model: WriteModel, tmp_path: Path, small_streams: None) -> Path:
+    """A delta whose embedding's codes are a lossless stream, and so are other planes."""
+    config = tiny_config(vocab_size=300, hidden_size=144, intermediate_size=160)
+    base, change = random_weights(config, 0), random_weights(config, 1)
+    tuned = {name: weight + 0.05 * change[name] for name, weight in base.items()}
+    pair = write_model("base", config, base), write_model("tuned", config, tuned)
+    folder = write_delta(*pair, tmp_path, "int4").folder
+    assert STREAM in read_header(folder / DELTA_FILE)
+    return folder
+
+
+def put(folder: Path, place: int, data: bytes) -> None:
+    """Overwrites bytes of the payload; the manifest agrees about the file."""
+    path = folder / DELTA_FILE
+    payload = bytearray(path.read_bytes())
+    payload[place : place + len(data)] = data
+    path.write_bytes(payload)
+    agree(folder)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_no_damage_to_a_stream_passes(streamed: Path, data: st.DataObject) -> None:
+    """Even when the file's sha256 agrees: a damaged stream is malformed, or its tensor has another sha256."""
+    header = read_header(streamed / DELTA_FILE)[STREAM]
+    good = {path: path.read_bytes() for path in (streamed / DELTA_FILE, streamed / MANIFEST_FILE)}
+    place = header.begin + data.draw(st.one_of(st.integers(0, 300), st.integers(0, header.bytes - 20)))
+    damage = data.draw(st.binary(min_size=1, max_size=20))
+    before = DeltaReader.open(streamed, verify=False).tensor(EMBEDDING).planes["codes"]
+    put(streamed, place, damage)
+    try:
+        after = DeltaReader.open(streamed, verify=data.draw(st.booleans())).tensor(EMBEDDING).planes["codes"]
+    except (FormatError, DataLossError):
+        return
+    finally:
+        for path, contents in good.items():
+            path.write_bytes(contents)
+    assert torch.equal(before, after)
+
+
+def stream_of(fields: Fields) -> Fields:
+    found: Fields = tensor(fields, EMBEDDING)["lossless"]["codes"]
+    return found
+
+
+STREAM_CHANGES: dict[str, tuple[Callable[[Fields], None], str]] = {
+    "raw bytes too many": (lambda f: stream_of(f).update(raw_bytes=1 << 60), r"stream of 1152921504606846976 bytes"),
+    "raw bytes too few": (lambda f: stream_of(f).update(raw_bytes=1), "makes 21600"),
+    "no raw bytes": (lambda f: stream_of(f).update(raw_bytes=0), "malformed"),
+    "stored bytes": (lambda f: stream_of(f).update(stored_bytes=stream_of(f)["stored_bytes"] - 1), "stores U8"),
+    "negative": (lambda f: stream_of(f).update(stored_bytes=-5), "malformed"),
+    "unknown field": (lambda f: stream_of(f).update(codec="rans"), "malformed"),
+    "not a stream": (lambda f: tensor(f, EMBEDDING)["lossless"].pop("codes"), "lacks the plane 'codes'"),
+    "not a plane": (lambda f: tensor(f, EMBEDDING)["lossless"].update(x=stream_of(f)), "that it has not"),
+    "huge tensor": (
+        lambda f: (
+            tensor(f, EMBEDDING).update(shape=[1 << 60, 144]),
+            stream_of(f).update(raw_bytes=(1 << 60) * 72),
+        ),
+        "stream of|stores F16",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STREAM_CHANGES)
+def test_entries_that_do_not_fit_their_stream_are_refused(streamed: Path, case: str) -> None:
+    change, word = STREAM_CHANGES[case]
+    rewrite(streamed, lambda fields: change(fields) and None)
+    with pytest.raises(FormatError, match=word):
+        DeltaReader.open(streamed)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_stream_of_a_smaller_plane_is_refused(streamed: Path, verify: bool) -> None:
+    """The stream is well-formed, and holds fewer bytes than the plane has."""
+    header = read_header(streamed / DELTA_FILE)[STREAM]
+    small = bytes([1, 1, 14, 0, 0, 0, 0, 0]) + bytes(header.bytes - 8)  # stored raw
+    assert decode(np.frombuffer(small, dtype=np.uint8), header.bytes - 8).max() == 0
+    put(streamed, header.begin, small)
+    with pytest.raises(FormatError, match=r"plane 'codes' of tensor 'model.embed_tokens.weight': lossless stream"):
+        DeltaReader.open(streamed, verify=verify).tensor(EMBEDDING)

@@ -12,9 +12,11 @@ from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.headers import read_header
 from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE, Manifest
 from deltaserve.delta.packed import PackedTensor
+from deltaserve.delta.reader import DeltaReader
 from deltaserve.delta.writer import DeltaWriter
 from deltaserve.errors import FormatError, InvalidArgumentError
 
+from .conftest import WriteModel, random_weights, tiny_config
 from .packing_up import identity, pack_all
 
 Pair = tuple[Checkpoint, Checkpoint]
@@ -104,6 +106,70 @@ def test_files_equal_to_the_base_s_are_named_only(pair: Pair, tmp_path: Path) ->
         "tokenizer.json": "delta",
     }
     assert set(contents(tmp_path / "out")) == {DELTA_FILE, MANIFEST_FILE, "tokenizer.json"}
+
+
+@pytest.fixture
+def wide_pair(write_model: WriteModel, small_streams: None) -> Pair:
+    """A pair whose planes are large enough for lossless streams."""
+    config = tiny_config(vocab_size=300, hidden_size=144, intermediate_size=160)
+    base, change = random_weights(config, 0), random_weights(config, 1)
+    tuned = {name: weight + 0.05 * change[name] for name, weight in base.items()}
+    return write_model("wide-base", config, base), write_model("wide-tuned", config, tuned)
+
+
+@pytest.mark.parametrize("codec", ["int2", "int4", "dense"])
+def test_planes_are_stored_as_streams_where_that_pays(wide_pair: Pair, tmp_path: Path, codec: str) -> None:
+    tensors = {tensor.entry.name: tensor for tensor in pack_all(*wide_pair, codec, "int3")}
+    manifests = {}
+    for lossless in (True, False):
+        writer = DeltaWriter(tmp_path / f"parts-{lossless}", lossless=lossless)
+        writer.add_part("all", list(tensors.values()))
+        manifests[lossless] = finish(writer, tmp_path / f"out-{lossless}", wide_pair)
+        assert all(part.entry == tensors[part.entry.name].entry for part in writer.read_part("all"))
+    small, plain = manifests[True], manifests[False]
+    assert not any(entry.lossless for entry in plain.tensors)
+    assert b"lossless" not in (tmp_path / "out-False" / MANIFEST_FILE).read_bytes()
+    assert [e.in_memory for e in small.tensors] == plain.tensors
+    streams = {(e.name, plane): size for e in small.tensors for plane, size in e.lossless.items()}
+    assert ("model.embed_tokens.weight", "scale") in streams
+    headers = read_header(tmp_path / "out-True" / DELTA_FILE)
+    for (name, plane), size in streams.items():
+        assert headers[f"{name}::{plane}::rans"].bytes == size.stored_bytes
+        assert f"{name}::{plane}" not in headers
+        assert size.raw_bytes == tensors[name].planes[plane].nbytes
+        assert size.stored_bytes <= 0.98 * size.raw_bytes
+    saved = sum(size.raw_bytes - size.stored_bytes for size in streams.values())
+    assert sum(s.delta_bytes for s in small.sizes.by_class.values()) == sum(header.bytes for header in headers.values())
+    assert sum(s.delta_bytes for s in plain.sizes.by_class.values()) == sum(e.bytes for e in plain.tensors)
+    assert plain.sizes.by_class["linear"].delta_bytes > small.sizes.by_class["linear"].delta_bytes or codec == "int2"
+    assert sum(e.stored_bytes for e in small.tensors) == sum(e.bytes for e in small.tensors) - saved
+    reader = DeltaReader.open(tmp_path / "out-True")
+    for name, tensor in tensors.items():
+        assert all(torch.equal(plane, tensor.planes[key]) for key, plane in reader.tensor(name).planes.items())
+
+
+def test_streams_do_not_depend_on_how_the_work_was_split(wide_pair: Pair, tmp_path: Path) -> None:
+    tensors = pack_all(*wide_pair, "int4")
+    once, twice = DeltaWriter(tmp_path / "once"), DeltaWriter(tmp_path / "twice")
+    once.add_part("all", tensors)
+    for number, tensor in enumerate(reversed(tensors)):
+        twice.add_part(f"part-{number}", [tensor])
+    twice.add_part("part-1", twice.read_part("part-1"))  # what was read is stored as before
+    assert finish(once, tmp_path / "a", wide_pair) == finish(twice, tmp_path / "b", wide_pair)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_parts_with_damaged_streams_are_dropped(wide_pair: Pair, tmp_path: Path) -> None:
+    writer = DeltaWriter(tmp_path)
+    writer.add_part("all", pack_all(*wide_pair, "int4"))
+    path = tmp_path / "all.part.safetensors"
+    place = next(header for name, header in read_header(path).items() if name.endswith("::rans")).end - 1
+    data = bytearray(path.read_bytes())
+    data[place] ^= 255
+    path.write_bytes(data)
+    with pytest.raises(FormatError):
+        writer.read_part("all")
+    assert writer.parts() == {}
 
 
 def test_parts_are_read_back_whole(pair: Pair, tmp_path: Path) -> None:
