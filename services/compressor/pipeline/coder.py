@@ -70,8 +70,8 @@ class Coder:
         return self.options.embedding_codec if kind in ("embedding", "lm_head") else "dense"
 
     def keeps(self, name: str) -> bool:
-        """Tells whether a tensor is kept whole, and so needs no calibration."""
-        return get_codec(self.codec(name)).form != "delta"
+        """Tells whether a tensor is kept whole or comes in packed form, and so needs no calibration."""
+        return self.pair.ready or get_codec(self.codec(name)).form != "delta"
 
     def code(self, name: str, base: torch.Tensor, tuned: torch.Tensor, statistics: Statistics | None = None) -> Coded:
         """Codes one tensor.
@@ -82,6 +82,10 @@ class Coder:
             tuned: W_f, float32 [N, K].
             statistics: of its inputs, when there are any.
         """
+        ready = self.pair.packed(name)
+        if ready is not None:
+            served = ready.to(base.device).merged(base)
+            return Coded(ready, served, relative_error(tuned - base, served - base, None))
         if self.keeps(name):
             return Coded(code_dense(name, self.pair.tuned.read(name)), tuned, 0.0)
         rows = max(1, _CHUNK_ELEMENTS // base.shape[1])

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import torch
 
+from deltaserve.delta.adapted import open_fine_tune
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.fingerprint import cached_fingerprint
 from deltaserve.delta.manifest import MANIFEST_FILE, BaseRef, Manifest
@@ -53,7 +54,8 @@ def run(spec: Spec, progress: Progress) -> Manifest:
     began = time.monotonic()
     progress.at("preparing")
     device = torch.device(spec.device)
-    pair = Pair(Checkpoint.open(spec.base), Checkpoint.open(spec.tuned), device)
+    base = Checkpoint.open(spec.base)
+    pair = Pair(base, open_fine_tune(spec.tuned, base), device)
     pair.check()
     decoder = Decoder(pair.tuned.config, device)
     samples = _samples(spec, pair, decoder)
@@ -93,8 +95,8 @@ def _key(spec: Spec, pair: Pair, fingerprint: str) -> Mapping[str, Any]:
     """Returns everything that packed tensors follow from."""
     return {
         "base": fingerprint,
-        "tuned": cached_fingerprint(pair.tuned, spec.work / "fingerprints"),
-        "config": dict(pair.tuned.config),
+        "tuned": cached_fingerprint(pair.stored, spec.work / "fingerprints"),
+        "config": dict(pair.stored.config),
         "side": {name: file_sha256(path) for name, path in pair.tuned.side_files().items()},
         "calibration": file_sha256(spec.calibration) if spec.calibration else "",
         "options": msgspec.structs.asdict(spec.options),
@@ -109,7 +111,8 @@ def _assemble(spec: Spec, pair: Pair, parts: Parts, identity: Identity) -> Manif
     files = pair.tuned.side_files()
     if not has_tokenizer(pair.tuned):
         files = base_files | files
-    compression = {**msgspec.structs.asdict(spec.options), "torch": torch.__version__.split("+")[0]}
+    made = msgspec.structs.asdict(spec.options) if pair.origin is None else {"adapter": pair.origin}
+    compression = {**made, "torch": torch.__version__.split("+")[0]}
     return parts.writer.finish(spec.out, identity, files=files, base_files=base_files, compression=compression)
 
 
