@@ -66,9 +66,10 @@ def compress(
     folder: Path, model: str, calibration: Path | None, evaluation: Path | None, detach: bool, server: str,
     **options: Unpack[JobOptions],
 ) -> None:  # fmt: skip
-    """Compress the checkpoint or LoRA adapter in FOLDER, which the compressor reads from this machine's disk; publish it.
+    """Compress the checkpoint (or LoRA adapter) in FOLDER and publish it.
 
-    The folder must be below one of the compressor's --source-folders; `deltaserve upload` works with any compressor.
+    The compressor reads the folder from this machine's disk. It must be below one of the compressor's --source-folders;
+    `deltaserve upload` works with any compressor.
     """
     check_name(model, "--model")
     given = only_given(options)

@@ -87,7 +87,8 @@ def declare(
     if not holds_adapter(names) and not (any(name.endswith(".safetensors") for name in names) and CONFIG_FILE in names):
         raise InvalidArgumentError(
             f"upload has files {names[:20]}; expected {CONFIG_FILE} and *.safetensors of a checkpoint, "
-            f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} of an adapter, or {MANIFEST_FILE} and {DELTA_FILE} of a packed delta",
+            f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} of an adapter, "
+            f"or {MANIFEST_FILE} and {DELTA_FILE} of a packed delta",
             field="files",
         )
     if not tensors:
