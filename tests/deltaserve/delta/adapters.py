@@ -34,7 +34,8 @@ class Made:
 
 def linears(base: Checkpoint, *kinds: str) -> list[str]:
     """Names of the base's linear modules of some kinds."""
-    return [name.removesuffix(".weight") for name in base.tensors if name.split(".")[-2] in kinds]
+    weights = [name.removesuffix(".weight") for name in base.tensors if name.endswith(".weight")]
+    return [module for module in weights if module.rpartition(".")[2] in kinds]
 
 
 def make_adapter(
