@@ -95,9 +95,9 @@ def parse_adapter_config(config: Mapping[str, Any]) -> AdapterConfig:
         alpha=_alpha("lora_alpha", config.get("lora_alpha")),
         ranks={pattern: _rank("rank_pattern", value) for pattern, value in _patterns(config, "rank_pattern")},
         alphas={pattern: _alpha("alpha_pattern", value) for pattern, value in _patterns(config, "alpha_pattern")},
-        rank_stabilised=bool(config.get("use_rslora", False)),
+        rank_stabilised=_flag(config, "use_rslora"),
         saved=tuple(saved),
-        keeps_tying=bool(config.get("ensure_weight_tying", False)),
+        keeps_tying=_flag(config, "ensure_weight_tying"),
         biases=biases,
         base_name=str(config.get("base_model_name_or_path") or "")[:1000],
     )
@@ -124,6 +124,13 @@ def _check_supported(config: Mapping[str, Any]) -> None:
             "path_initial_model_for_weight_conversion), or upload the merged checkpoint",
             setting="init_lora_weights",
         )
+
+
+def _flag(config: Mapping[str, Any], field: str) -> bool:
+    value = config.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise FormatError(f"{ADAPTER_CONFIG}: {field} is {str(value)[:80]!r}; expected true or false")
+    return bool(value)
 
 
 def _rank(field: str, value: Any) -> int:

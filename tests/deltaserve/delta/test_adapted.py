@@ -203,6 +203,8 @@ REFUSED: list[tuple[dict[str, Any], type[DeltaServeError], str]] = [
     ({"init_lora_weights": "pissa_niter_4"}, UnsupportedModelError, "path_initial_model_for_weight_conversion"),
     ({"init_lora_weights": "olora"}, UnsupportedModelError, "init_lora_weights"),
     ({"init_lora_weights": 1}, UnsupportedModelError, "init_lora_weights"),
+    ({"use_rslora": "no"}, FormatError, "use_rslora is 'no'"),
+    ({"ensure_weight_tying": 1}, FormatError, "ensure_weight_tying is '1'"),
     ({"r": 0}, FormatError, "r has 0"),
     ({"r": True}, FormatError, "r has True"),
     ({"lora_alpha": None}, FormatError, "lora_alpha has None"),
