@@ -85,7 +85,8 @@ class Coder:
         ready = self.pair.packed(name)
         if ready is not None:
             served = ready.to(base.device).merged(base)
-            return Coded(ready, served, relative_error(tuned - base, served - base, None))
+            # a delta that vanishes in float32 beside W_b would have an infinite error
+            return Coded(ready, served, min(1.0, relative_error(tuned - base, served - base, None)))
         if self.keeps(name):
             return Coded(code_dense(name, self.pair.tuned.read(name)), tuned, 0.0)
         rows = max(1, _CHUNK_ELEMENTS // base.shape[1])
