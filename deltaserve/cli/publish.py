@@ -40,7 +40,7 @@ def upload(
     folder: Path, model: str, calibration: Path | None, evaluation: Path | None, detach: bool, server: str,
     **options: Unpack[JobOptions],
 ) -> None:  # fmt: skip
-    """Upload the checkpoint (or packed delta) in FOLDER, compress it and publish it as --model.
+    """Upload the checkpoint (or LoRA adapter, or packed delta) in FOLDER, compress it and publish it as --model.
 
     An upload that was interrupted goes on where it stopped when the command is given again.
     """
@@ -66,9 +66,10 @@ def compress(
     folder: Path, model: str, calibration: Path | None, evaluation: Path | None, detach: bool, server: str,
     **options: Unpack[JobOptions],
 ) -> None:  # fmt: skip
-    """Compress the checkpoint in FOLDER, which the compressor reads from this machine's disk, and publish it.
+    """Compress the checkpoint (or LoRA adapter) in FOLDER and publish it.
 
-    The folder must be below one of the compressor's --source-folders; `deltaserve upload` works with any compressor.
+    The compressor reads the folder from this machine's disk. It must be below one of the compressor's --source-folders;
+    `deltaserve upload` works with any compressor.
     """
     check_name(model, "--model")
     given = only_given(options)

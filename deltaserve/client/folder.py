@@ -1,4 +1,4 @@
-"""What of a local folder is uploaded: a checkpoint's weights and side files, or a packed delta's files."""
+"""What of a local folder is uploaded: weights and side files of a checkpoint or adapter, or a packed delta's files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaserve.delta.headers import INDEX_FILE, SINGLE_FILE, TensorHeader, read_folder_headers
+from deltaserve.delta.adapter import ADAPTER_WEIGHTS, holds_adapter
+from deltaserve.delta.adapter_config import ADAPTER_CONFIG
+from deltaserve.delta.headers import INDEX_FILE, SINGLE_FILE, TensorHeader, read_folder_headers, read_header
 from deltaserve.delta.manifest import MANIFEST_FILE, parse_manifest
 from deltaserve.errors import InvalidArgumentError
 from deltaserve.names import check_file_name
@@ -53,10 +55,11 @@ class LocalUpload:
 
 
 def find_files(folder: Path, extra: Sequence[Path] = ()) -> dict[str, Path]:
-    """Returns the files of a checkpoint or packed delta, by the name they get in the upload.
+    """Returns the files of a checkpoint, adapter or packed delta, by the name they get in the upload.
 
     Args:
-        folder: holds `config.json` and safetensors, or the manifest of a packed delta.
+        folder: holds `config.json` and safetensors, `adapter_config.json` and `adapter_model.safetensors` of PEFT, or
+            the manifest of a packed delta.
         extra: more files to send along, such as calibration text; they may lie anywhere.
 
     Raises:
@@ -67,7 +70,7 @@ def find_files(folder: Path, extra: Sequence[Path] = ()) -> dict[str, Path]:
         raise InvalidArgumentError(
             f"{str(folder)!r} is not a folder; expected one with config.json and *.safetensors", field="folder"
         )
-    names = _delta_files(folder) if (folder / MANIFEST_FILE).is_file() else _checkpoint_files(folder)
+    names = _names(folder)
     paths = {check_file_name(name, "files.path"): folder / name for name in names}
     for path in extra:
         if not path.is_file():
@@ -106,14 +109,22 @@ def plan_upload(
         files.append(pb.UploadFile(path=name, size=size, sha256=digest.hexdigest()))
     described = "\n".join(f"{file.path} {file.size} {file.sha256}" for file in files)
     upload_id = f"u-{hashlib.sha256(described.encode()).hexdigest()[:32]}"
-    packed = MANIFEST_FILE in paths
-    request = pb.StartUploadRequest(
-        upload_id=upload_id,
-        files=files,
-        config_json=b"" if packed else (folder / _CONFIG).read_bytes(),
-        tensors=() if packed else [_tensor(header) for header in read_folder_headers(folder).values()],
-    )
+    request = pb.StartUploadRequest(upload_id=upload_id, files=files)
+    if MANIFEST_FILE not in paths:
+        adapter = paths.get(ADAPTER_WEIGHTS)
+        headers = read_folder_headers(folder) if adapter is None else read_header(adapter)
+        request.config_json = (folder / (_CONFIG if adapter is None else ADAPTER_CONFIG)).read_bytes()
+        request.tensors.extend(_tensor(header) for header in headers.values())
     return LocalUpload(paths, request)
+
+
+def _names(folder: Path) -> list[str]:
+    if (folder / MANIFEST_FILE).is_file():
+        return _delta_files(folder)
+    if holds_adapter(path.name for path in folder.iterdir()):
+        side = [name for name in _SIDE_FILES if name != _CONFIG and (folder / name).is_file()]
+        return [ADAPTER_CONFIG, ADAPTER_WEIGHTS, *side]  # a config.json there may be is the base's
+    return _checkpoint_files(folder)
 
 
 def _delta_files(folder: Path) -> list[str]:
@@ -128,7 +139,9 @@ def _delta_files(folder: Path) -> list[str]:
 def _checkpoint_files(folder: Path) -> list[str]:
     if not (folder / _CONFIG).is_file():
         raise InvalidArgumentError(
-            f"{str(folder)!r} has neither {_CONFIG} (a checkpoint) nor {MANIFEST_FILE} (a packed delta)", field="folder"
+            f"{str(folder)!r} has neither {_CONFIG} (a checkpoint), {ADAPTER_CONFIG} (an adapter) nor {MANIFEST_FILE} "
+            "(a packed delta)",
+            field="folder",
         )
     weights = {header.file.name for header in read_folder_headers(folder).values()}
     index = [] if SINGLE_FILE in weights else [INDEX_FILE]

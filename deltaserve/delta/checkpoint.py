@@ -98,6 +98,11 @@ class Checkpoint:
                 count=bad,
             )
 
+    def check_contents(self) -> None:
+        """Reads all tensors. Raises InvalidArgumentError when one holds NaN or infinity."""
+        for name in self.tensors:
+            self.check_finite(name)
+
     def side_files(self) -> dict[str, Path]:
         """Returns the files beside the weights that are there (config, tokenizer, chat template...), by name."""
         return {name: self.folder / name for name in SIDE_FILES if (self.folder / name).is_file()}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deltaserve.delta.codecs.lowrank import LEFT, RIGHT
 from deltaserve.delta.packed import PackedTensor
 
 _CHUNK_ELEMENTS = 4 << 20  # of Δ̂ decoded at a time
@@ -35,7 +36,8 @@ def sbmm(y: torch.Tensor, x: torch.Tensor, groups: Sequence[Group]) -> None:
 
     Semantics:
         y[b:e, :N] += x[b:e] @ Δ̂ᵀ for each group (b, e, Δ̂ [N, K]); other rows stay as they are. Packed operands are
-        decoded and multiplied in float32, dense ones in their own dtype.
+        decoded and multiplied in float32, dense ones in their own dtype. Of `lowrank`, Δ̂ = left · right, nothing is
+        decoded: y[b:e, :N] += (x[b:e] @ rightᵀ) @ leftᵀ, in float32.
 
     Args:
         y: [M, ≥ N], any floating dtype; N may differ from group to group (vocabularies).
@@ -50,8 +52,20 @@ def sbmm(y: torch.Tensor, x: torch.Tensor, groups: Sequence[Group]) -> None:
         if group.begin == group.end:
             continue
         rows = x[group.begin : group.end]
+        factors = _factors(group.operand)
+        if factors is not None:
+            left, right = factors
+            y[group.begin : group.end, : left.shape[0]] += ((rows.float() @ right.T) @ left.T).to(y.dtype)
+            continue
         for begin, end, delta in _pieces(group.operand):
             y[group.begin : group.end, begin:end] += (rows.to(delta.dtype) @ delta.T).to(y.dtype)
+
+
+def _factors(operand: PackedTensor | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Returns left [N, r] and right [r, K] in float32 of a `lowrank` operand."""
+    if isinstance(operand, torch.Tensor) or operand.entry.codec != "lowrank":
+        return None
+    return operand.planes[LEFT].float(), operand.planes[RIGHT].float()
 
 
 def _pieces(operand: PackedTensor | torch.Tensor) -> Iterator[tuple[int, int, torch.Tensor]]:

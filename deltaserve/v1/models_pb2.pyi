@@ -103,14 +103,16 @@ class StartUploadRequest(_message.Message):
     upload_id: _builtins.str
     """Chosen by the client: `[a-z0-9][a-z0-9._-]{0,62}`. A client that derives it from the files' hashes resumes by itself."""
     config_json: _builtins.bytes
-    """Contents of the checkpoint's config.json, at most 1 MiB; checked against the base at once."""
+    """Contents of the checkpoint's config.json, or of a LoRA adapter's adapter_config.json, at most 1 MiB; checked against
+    the base at once.
+    """
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadFile]:
         """Every file that will be sent."""
 
     @_builtins.property
     def tensors(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorInfo]:
-        """All tensors of the checkpoint as its safetensors headers name them; checked against the base at once.
+        """All tensors of the checkpoint or adapter as its safetensors headers name them; checked against the base at once.
         Empty for a packed delta, which is checked at commit.
         """
 
@@ -170,7 +172,7 @@ class TensorInfo(_message.Message):
     DTYPE_FIELD_NUMBER: _builtins.int
     SHAPE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """Name, as in `transformers`."""
+    """Name, as in `transformers`; of an adapter, as PEFT saves it."""
     dtype: _builtins.str
     """safetensors dtype: `BF16`, `F16` or `F32`."""
     @_builtins.property

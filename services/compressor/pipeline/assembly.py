@@ -35,7 +35,8 @@ class Assembly:
         base = BaseRef(fingerprint=self.fingerprint, architecture=self.pair.base.architecture)
         identity = Identity(self.spec.model, _REVISION, parts.created, base, self.pair.tuned.config)
         options = {name: value for name, value in msgspec.structs.asdict(self.spec.options).items() if value}
-        compression = {**options, "torch": torch.__version__.split("+")[0]}
+        made = options if self.pair.origin is None else {"adapter": self.pair.origin}
+        compression = {**made, "torch": torch.__version__.split("+")[0]}
         return parts.writer.finish(
             self.spec.out, identity, files=self._files(), base_files=self._base_files, compression=compression
         )

@@ -71,7 +71,7 @@ def candidates(shape: Sequence[int], group_size: int, *, embedding: bool, asked:
 
     2:4 sparse codes are not unless asked for: at equal bytes dense ones are better everywhere (docs/log.md).
     """
-    found = [Choice("same"), Choice("sign1"), Choice("ternary"), Choice("int2"), Choice(EXACT)]
+    found = [Choice("sign1"), Choice("ternary"), Choice("int2"), Choice(EXACT)]
     if not embedding:
         found += [Choice("lowrank", {RANK: rank}) for rank in _RANKS if 8 * rank <= min(shape)]
     for codec in ("ternary", "int2", "int3", "int4"):

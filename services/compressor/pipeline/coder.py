@@ -10,7 +10,7 @@ import torch
 
 from deltaserve.delta.calibration import Curvature, Moments, asymmetric_target, relative_error
 from deltaserve.delta.codecs import EncodeOptions, get_codec
-from deltaserve.delta.coding import code_delta, code_dense, code_exact, code_same
+from deltaserve.delta.coding import code_delta, code_dense, code_same
 from deltaserve.delta.dtypes import TORCH_DTYPES
 from deltaserve.delta.packed import PackedTensor, planes_sha256
 from services.compressor.pipeline.choices import EXACT, Choice
@@ -80,6 +80,11 @@ class Coder:
             tuned: W_f, float32 [N, K].
             statistics: of its inputs, when there are any.
         """
+        ready = self.pair.packed(name)
+        if ready is not None:
+            served = ready.to(base.device).merged(base)
+            # a delta that vanishes in float32 beside W_b would have an infinite error
+            return Coded(ready, served, min(1.0, relative_error(tuned - base, served - base, None)))
         choice = self.choices[name]
         if choice.codec == "same":
             header = self.pair.tuned.tensors[name]
@@ -88,7 +93,7 @@ class Coder:
         if choice.codec == "dense":
             return Coded(code_dense(name, self.pair.tuned.read(name)), tuned, 0.0)
         if choice.codec == EXACT:
-            return Coded(self.exact(name), tuned, 0.0)
+            return Coded(self.pair.whole(name), tuned, 0.0)
         parts, served = [], torch.empty_like(base)
         lost = size = 0.0
         for chunk in self._chunks(choice, base.shape):
@@ -101,10 +106,6 @@ class Coder:
             lost, size = lost + relative_error(delta, decoded, curvature) * energy, size + energy
             parts.append(part)
         return Coded(_joined(parts), served, lost / size if size else 0.0)
-
-    def exact(self, name: str) -> PackedTensor:
-        """Returns a tensor coded bit for bit."""
-        return code_exact(name, self.pair.tuned.read(name), self.pair.base_fitted(name), self.pair.base_name(name))
 
     def _chunks(self, choice: Choice, shape: torch.Size) -> list[slice]:
         """Returns blocks of rows; one where a plane is shared by all rows."""

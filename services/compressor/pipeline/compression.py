@@ -68,6 +68,7 @@ class Compression:
         self.progress.at("compressing")
         names = part_names(layers)[1:]
         last_missing = max((i for i, name in enumerate(names) if name not in self.parts), default=-1)
+        last_missing = -1 if self.pair.ready else last_missing  # then nothing is calibrated
         self.models.begin(self._embeddings(), calibrate=last_missing >= 0)
         for index in range(layers):
             self._layer(index, names[index], calibrate=index < last_missing)
@@ -92,7 +93,7 @@ class Compression:
             self.progress.replayed()
         else:
             coded = self._code_layer(index, layer)
-            whole = [self.coder.exact(layer.prefix + name) for name in layer.kept]
+            whole = [self.pair.whole(layer.prefix + name) for name in layer.kept]
             self._add(part, coded, whole)
             errors = [one.error for one in coded.values()]
             self.progress.coded(sum(errors) / len(errors))
@@ -103,7 +104,8 @@ class Compression:
         if not any(self.coder.calibrated(layer.prefix + name) for stage in STAGES for name in stage):
             for stage in STAGES:
                 self._code_stage(layer, stage, None, coded)
-            self.models.calibration.advance(index, layer.tuned, layer.served)
+            if not self.pair.ready:
+                self.models.calibration.advance(index, layer.tuned, layer.served)
             return coded
         stages = self.models.calibration.stages(index, layer.tuned, layer.served)
         for number, (moments, stage) in enumerate(zip(stages, STAGES, strict=True), 1):
@@ -127,7 +129,7 @@ class Compression:
         norms = self.pair.base_tensor(_NORM), self.pair.tuned_tensor(_NORM)
         matrices = self._tied() if self.pair.tuned.tied else self._untied(norms[1])
         if _HEAD_PART not in self.parts:
-            self._add(_HEAD_PART, {}, [self.coder.exact(_NORM)])
+            self._add(_HEAD_PART, {}, [self.pair.whole(_NORM)])
         base, tuned, served = matrices
         return {"base": Head(norms[0], base), "fine_tune": Head(norms[1], tuned), "compressed": Head(norms[1], served)}
 
@@ -142,7 +144,7 @@ class Compression:
         moments = self.models.calibration.final_moments(norm, norm) if self.coder.calibrated(LM_HEAD) else None
         statistics = Statistics.of(moments) if moments else None
         coded = self.coder.code(LM_HEAD, base, tuned, statistics)
-        self._add(_HEAD_PART, {LM_HEAD: coded}, [self.coder.exact(_NORM)])
+        self._add(_HEAD_PART, {LM_HEAD: coded}, [self.pair.whole(_NORM)])
         return base, tuned, coded.served
 
     def _add(self, part: str, coded: Mapping[str, Coded], whole: list[PackedTensor]) -> None:

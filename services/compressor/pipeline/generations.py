@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from deltaserve.delta.checkpoint import Checkpoint
+from deltaserve.delta.adapted import FineTune
 from deltaserve.delta.classes import EMBEDDING, LM_HEAD
 from deltaserve.delta.reader import DeltaReader
 from services.compressor.pipeline.batches import PADDING
@@ -54,7 +54,7 @@ class Whole:
     head: torch.Tensor
 
     @classmethod
-    def read(cls, read: Read, tuned: Checkpoint, layers: int, dtype: torch.dtype) -> Whole:
+    def read(cls, read: Read, tuned: FineTune, layers: int, dtype: torch.dtype) -> Whole:
         """Reads a model tensor by tensor; `tuned` says which there are."""
         kept = []
         for index in range(layers):
@@ -190,7 +190,7 @@ def _dtype(device: torch.device) -> torch.dtype:
 
 
 def _too_large(pair: Pair, memory_bytes: int) -> str | None:
-    parameters = sum(tensor.elements for tensor in pair.tuned.tensors.values())
+    parameters = sum(torch.Size(tensor.shape).numel() for tensor in pair.tuned.tensors.values())
     size = parameters * _dtype(pair.device).itemsize
     limit = memory_bytes if pair.device.type == "cpu" else MAX_DEVICE_BYTES
     if size <= limit:

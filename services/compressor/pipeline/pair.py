@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from deltaserve.delta.adapted import AdaptedCheckpoint, FineTune
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.classes import classify
-from deltaserve.delta.compatibility import base_tensor_of, check_compatible
-from deltaserve.delta.headers import TensorHeader
-from deltaserve.delta.packed import fit_rows
+from deltaserve.delta.coding import code_exact
+from deltaserve.delta.compatibility import TensorLike, base_tensor_of, check_compatible
+from deltaserve.delta.packed import PackedTensor, fit_rows
 from deltaserve.errors import InvalidArgumentError
 
 CODED = ("linear", "embedding", "lm_head")
@@ -46,13 +48,28 @@ class Pair:
 
     Attributes:
         base: checkpoint of the base.
-        tuned: checkpoint of the fine-tune.
+        tuned: checkpoint of the fine-tune, or an adapter.
         device: where tensors go.
     """
 
     base: Checkpoint
-    tuned: Checkpoint
+    tuned: FineTune
     device: torch.device
+
+    @property
+    def ready(self) -> bool:
+        """Whether all tensors come in packed form already, as an adapter's do: nothing is calibrated then."""
+        return isinstance(self.tuned, AdaptedCheckpoint)
+
+    @property
+    def origin(self) -> dict[str, Any] | None:
+        """What manifests tell of the adapter that the fine-tune is, if it is one."""
+        return self.tuned.origin if isinstance(self.tuned, AdaptedCheckpoint) else None
+
+    @property
+    def stored(self) -> Checkpoint:
+        """What lies in the fine-tune's folder; for an adapter, its own tensors and config."""
+        return self.tuned.stored if isinstance(self.tuned, AdaptedCheckpoint) else self.tuned
 
     def check(self) -> None:
         """Raises what check_compatible raises when the fine-tune does not belong to the base."""
@@ -86,9 +103,20 @@ class Pair:
         found = _finite(self.base.read(self.base_name(name)), name, "the base")
         return fit_rows(found, self.tuned.tensors[name].shape[0])
 
-    def coded(self) -> dict[str, TensorHeader]:
+    def coded(self) -> dict[str, TensorLike]:
         """Returns the tensors whose deltas are coded, by name."""
         return {name: header for name, header in self.tuned.tensors.items() if is_coded(name, header.shape)}
+
+    def packed(self, name: str) -> PackedTensor | None:
+        """Returns a tensor of the fine-tune in the packed form that it comes in, if it does."""
+        return self.tuned.packed(name) if isinstance(self.tuned, AdaptedCheckpoint) else None
+
+    def whole(self, name: str) -> PackedTensor:
+        """Returns a tensor bit for bit: as it comes, else in its smallest exact code."""
+        ready = self.packed(name)
+        if ready is not None:
+            return ready
+        return code_exact(name, self.tuned.read(name), self.base_fitted(name), self.base_name(name))
 
     def base_name(self, name: str) -> str:
         """Returns the name of the base's tensor that a fine-tune's tensor is a delta of."""

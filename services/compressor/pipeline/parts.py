@@ -26,12 +26,13 @@ class Parts:
         writer: holds the packed tensors.
     """
 
-    def __init__(self, work: Path, key: Mapping[str, Any]) -> None:
+    def __init__(self, work: Path, key: Mapping[str, Any], *, lossless: bool = False) -> None:
         """Opens the parts of a run, after dropping those of another one.
 
         Args:
             work: folder of the run.
             key: everything that the parts follow from.
+            lossless: entropy-code planes on disk, see deltaserve.delta.lossless.
         """
         self._folder = work / "parts"
         state = _state(work)
@@ -43,7 +44,7 @@ class Parts:
             _write(work / _STATE, state)
         self._state, self._path = state, work / _STATE
         self.created = str(state["created"])
-        self.writer = DeltaWriter(self._folder)
+        self.writer = DeltaWriter(self._folder, lossless=lossless)
         for stale in self._folder.glob(".tmp-*"):
             stale.unlink()
         self._sizes = {name: size for name, size in self.writer.parts().items() if self._errors_path(name).is_file()}

@@ -33,6 +33,9 @@ _ROWS = 256  # of a matrix whose errors are measured
 _ROUNDING = EncodeOptions(feedback=False)
 # What error feedback leaves of an error by rounding, on average over three real fine-tunes (docs/log.md).
 _FEEDBACK = 0.75
+# Factors that leave out more than this share of a delta's cost are no candidates: that shrinks the delta, which adds up
+# over layers, and costs are made for noise, which does not.
+_SHRUNK = 0.02
 _TABLE = "profile.json"
 _METRIC = "profile.safetensors"
 
@@ -117,6 +120,7 @@ class Profiler:
         share = [float(s.power.sum() / s.power[rows].sum().clamp_min(1e-30)) for s in sensitivities]
         choices = self._choices(classify(name, header.shape), header.shape)
         factors = _factors(tuned - base, choices)
+        whole = sum(s.cost(delta, rows) * part for s, part in zip(sensitivities, share, strict=True))
         found = []
         for choice in choices:
             if choice.codec == EXACT:
@@ -126,6 +130,8 @@ class Profiler:
                 continue
             error = delta - _decoded(choice, delta, sensitivities[0], factors, rows)
             cost = sum(s.cost(error, rows) * part for s, part in zip(sensitivities, share, strict=True))
+            if choice.codec == "lowrank" and cost > _SHRUNK * whole:
+                continue
             cost *= _FEEDBACK if choice.codec in ("ternary", "int2", "int3", "int4") else 1.0
             found.append(Candidate(choice, choice.stored_bytes(header.shape, header.dtype, name), cost))
         return found

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import torch
 
+from deltaserve.delta.adapted import open_fine_tune
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.fingerprint import cached_fingerprint
 from deltaserve.delta.manifest import MANIFEST_FILE, Manifest
@@ -50,13 +51,14 @@ def run(spec: Spec, progress: Progress) -> Manifest:
     began = time.monotonic()
     progress.at("preparing")
     device = torch.device(spec.device)
-    pair = Pair(Checkpoint.open(spec.base), Checkpoint.open(spec.tuned), device)
+    base = Checkpoint.open(spec.base)
+    pair = Pair(base, open_fine_tune(spec.tuned, base), device)
     pair.check()
     decoder = Decoder(pair.tuned.config, device)
     tokenizer = open_tokenizer(pair.base, pair.tuned)
     samples = _samples(spec, pair, decoder, tokenizer)
     fingerprint = spec.base_fingerprint or cached_fingerprint(pair.base, spec.work / "fingerprints")
-    parts = Parts(spec.work, _key(spec, pair, fingerprint))
+    parts = Parts(spec.work, _key(spec, pair, fingerprint), lossless=spec.options.lossless)
     assembly = Assembly(spec, pair, fingerprint)
     outcome = Search(spec, pair, decoder, samples, parts, assembly, progress).run()
     said = side_by_side(pair, decoder, tokenizer, samples.held_out, spec.out, spec.memory_bytes)
@@ -82,8 +84,8 @@ def _key(spec: Spec, pair: Pair, fingerprint: str) -> Mapping[str, Any]:
     """Returns everything that the result follows from."""
     return {
         "base": fingerprint,
-        "tuned": cached_fingerprint(pair.tuned, spec.work / "fingerprints"),
-        "config": dict(pair.tuned.config),
+        "tuned": cached_fingerprint(pair.stored, spec.work / "fingerprints"),
+        "config": dict(pair.stored.config),
         "side": {name: file_sha256(path) for name, path in pair.tuned.side_files().items()},
         "calibration": file_sha256(spec.calibration) if spec.calibration else "",
         "options": msgspec.structs.asdict(spec.options),

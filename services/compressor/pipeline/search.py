@@ -15,7 +15,7 @@ from deltaserve.delta.headers import DTYPE_BYTES
 from deltaserve.delta.manifest import Manifest, TensorClass
 from services.compressor.pipeline.assembly import Assembly
 from services.compressor.pipeline.batches import make_batches
-from services.compressor.pipeline.choices import Chooser
+from services.compressor.pipeline.choices import EXACT, Choice, Chooser
 from services.compressor.pipeline.coder import Coder
 from services.compressor.pipeline.compression import Compression, coding_of_parts
 from services.compressor.pipeline.decoder import Decoder
@@ -86,14 +86,14 @@ class Search:
     def _planner(self) -> Planner:
         options = self.spec.options
         choices = {
-            name: self._chooser.choice(classify(name, header.shape), header.shape)
-            for name, header in self.pair.coded().items()
+            name: Choice(EXACT) if self.pair.ready else self._chooser.choice(classify(name, h.shape), h.shape)
+            for name, h in self.pair.coded().items()
         }
         return Planner(
             self.spec.policy,
             parameters=sum(torch.Size(header.shape).numel() for header in self.pair.tuned.tensors.values()),
             fixed_bytes=self._fixed_bytes(),
-            first=None if options.allocates else choices,
+            first=None if options.allocates and not self.pair.ready else choices,
             bits=options.budget or self.spec.policy.max_bits_per_param or _SMALLEST_FIRST,
             smallest=options.smallest,
         )
@@ -105,6 +105,8 @@ class Search:
         return weights + self.assembly.side_bytes() + _HEADER
 
     def _next(self, planner: Planner, profiler: Profiler, attempts: list[Attempt]) -> Plan | None:
+        if self.pair.ready and attempts:
+            return None  # all there is
         needs_table = attempts[-1].failures or planner.smallest if attempts else planner.first is None
         if not needs_table:
             return planner.next(None, attempts) if not attempts else None

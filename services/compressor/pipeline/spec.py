@@ -39,6 +39,7 @@ class Options(_Strict, frozen=True, kw_only=True):
     group_size: int = 128
     calibration_samples: int = 256
     calibration_tokens: int = 512
+    lossless: bool = False
 
     @property
     def budget(self) -> float | None:

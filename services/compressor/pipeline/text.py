@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from deltaserve.delta.adapted import FineTune
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.classes import EMBEDDING
 from deltaserve.errors import InvalidArgumentError
@@ -121,7 +122,7 @@ class Tokenizer:
         return ids
 
 
-def open_tokenizer(base: Checkpoint, tuned: Checkpoint) -> Tokenizer:
+def open_tokenizer(base: Checkpoint, tuned: FineTune) -> Tokenizer:
     """Returns the fine-tune's tokenizer, or the base's when the fine-tune brings none.
 
     Raises:
@@ -133,12 +134,12 @@ def open_tokenizer(base: Checkpoint, tuned: Checkpoint) -> Tokenizer:
     return Tokenizer(owner.folder, tuned.tensors[EMBEDDING].shape[0], _ends(tuned))
 
 
-def has_tokenizer(checkpoint: Checkpoint) -> bool:
+def has_tokenizer(checkpoint: FineTune) -> bool:
     """Tells whether a checkpoint brings a tokenizer."""
     return any(name in checkpoint.side_files() for name in _TOKENIZERS)
 
 
-def _ends(tuned: Checkpoint) -> list[int]:
+def _ends(tuned: FineTune) -> list[int]:
     path = tuned.side_files().get(_GENERATION)
     for config in (_read(path) if path else {}, tuned.config):
         ends = config.get("eos_token_id")

@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from deltaserve.delta.adapter import ADAPTER_WEIGHTS, holds_adapter
+from deltaserve.delta.adapter_config import ADAPTER_CONFIG
 from deltaserve.delta.headers import refuse_pickle
 from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE
 from deltaserve.errors import FormatError, InvalidArgumentError
@@ -42,13 +44,23 @@ class Declaration(msgspec.Struct, frozen=True, kw_only=True):
 
     upload_id: str
     files: tuple[DeclaredFile, ...]
-    config: dict[str, Any] | None  # None for a packed delta
+    config: dict[str, Any] | None  # of the checkpoint or the adapter; None for a packed delta
     tensors: tuple[DeclaredTensor, ...]
 
     @property
     def packed(self) -> bool:
-        """Whether it is an already packed delta rather than a checkpoint."""
+        """Whether it is an already packed delta rather than a checkpoint or an adapter."""
         return self.config is None
+
+    @property
+    def adapter(self) -> bool:
+        """Whether it is a LoRA adapter of PEFT rather than a checkpoint."""
+        return self.config_file == ADAPTER_CONFIG
+
+    @property
+    def config_file(self) -> str:
+        """Name of the file that `config` is the contents of."""
+        return ADAPTER_CONFIG if any(file.path == ADAPTER_CONFIG for file in self.files) else CONFIG_FILE
 
     @property
     def bytes(self) -> int:
@@ -63,7 +75,7 @@ def declare(
 
     Raises:
         InvalidArgumentError: a bad id, path, size or hash, a pickle file, or files that are neither a checkpoint nor
-            a packed delta.
+            an adapter nor a packed delta.
         FormatError: config_json is not a JSON object.
     """
     check_name(upload_id, "upload_id")
@@ -72,29 +84,29 @@ def declare(
     refuse_pickle(names)
     if MANIFEST_FILE in names and DELTA_FILE in names:
         return Declaration(upload_id=upload_id, files=files, config=None, tensors=())
-    if not any(name.endswith(".safetensors") for name in names) or CONFIG_FILE not in names:
+    if not holds_adapter(names) and not (any(name.endswith(".safetensors") for name in names) and CONFIG_FILE in names):
         raise InvalidArgumentError(
             f"upload has files {names[:20]}; expected {CONFIG_FILE} and *.safetensors of a checkpoint, "
+            f"{ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} of an adapter, "
             f"or {MANIFEST_FILE} and {DELTA_FILE} of a packed delta",
             field="files",
         )
     if not tensors:
-        raise InvalidArgumentError("a checkpoint is declared without its tensors", field="tensors")
-    return Declaration(upload_id=upload_id, files=files, config=parse_config(config_json), tensors=tensors)
+        raise InvalidArgumentError("a checkpoint or adapter is declared without its tensors", field="tensors")
+    declaration = Declaration(upload_id=upload_id, files=files, config={}, tensors=tensors)
+    return msgspec.structs.replace(declaration, config=parse_config(config_json, declaration.config_file))
 
 
-def parse_config(data: bytes) -> dict[str, Any]:
-    """Reads a config.json. Raises FormatError."""
+def parse_config(data: bytes, name: str = CONFIG_FILE) -> dict[str, Any]:
+    """Reads a config.json, or another of that kind. Raises FormatError."""
     if len(data) > MAX_CONFIG_BYTES:
-        raise FormatError(
-            f"{CONFIG_FILE} has {len(data)} bytes; expected at most {MAX_CONFIG_BYTES}", field="config_json"
-        )
+        raise FormatError(f"{name} has {len(data)} bytes; expected at most {MAX_CONFIG_BYTES}", field="config_json")
     try:
         config = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{CONFIG_FILE} is not JSON: {error}", field="config_json") from error
+        raise FormatError(f"{name} is not JSON: {error}", field="config_json") from error
     if not isinstance(config, dict):
-        raise FormatError(f"{CONFIG_FILE} is a JSON {type(config).__name__}; expected an object", field="config_json")
+        raise FormatError(f"{name} is a JSON {type(config).__name__}; expected an object", field="config_json")
     return config
 
 

@@ -1,4 +1,4 @@
-"""Looks into a checkpoint or packed delta before anything is done with it. Blocks: minutes for large ones."""
+"""Looks into a checkpoint, adapter or packed delta before anything is done with it. Blocks: minutes for large ones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from deltaserve.delta.adapted import open_fine_tune
+from deltaserve.delta.adapter import ADAPTER_WEIGHTS, read_adapter
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.compatibility import check_compatible, check_delta_against_base
-from deltaserve.delta.headers import TensorHeader, read_folder_headers, refuse_pickle
+from deltaserve.delta.headers import TensorHeader, read_folder_headers, read_header, refuse_pickle
 from deltaserve.delta.manifest import DELTA_FILE, MANIFEST_FILE, Manifest
 from deltaserve.delta.reader import DeltaReader, file_sha256
 from deltaserve.errors import BaseMismatchError, FormatError
 from services.compressor.base import Base
-from services.compressor.uploads.declaration import CONFIG_FILE, Declaration, parse_config
+from services.compressor.uploads.declaration import Declaration, parse_config
 from services.compressor.uploads.upload import Upload
 
 
@@ -23,13 +25,18 @@ def is_packed(folder: Path) -> bool:
 
 
 def check_declared(base: Base, declaration: Declaration) -> None:
-    """Checks a declared checkpoint against the base; a packed delta is only looked at when it is here.
+    """Checks a declared checkpoint or adapter against the base; a packed delta is only looked at when it is here.
 
     Raises:
-        DeltaServeError: see check_compatible.
+        DeltaServeError: see check_compatible and read_adapter.
     """
-    if declaration.config is not None:
-        tensors = {tensor.name: tensor for tensor in declaration.tensors}
+    if declaration.config is None:
+        return
+    tensors = {tensor.name: tensor for tensor in declaration.tensors}
+    if declaration.adapter:
+        adapter = read_adapter(declaration.config, tensors, base.config, base.tensors)
+        check_compatible(base.config, base.tensors, adapter.config, adapter.tensors)
+    else:
         check_compatible(base.config, base.tensors, declaration.config, tensors)
 
 
@@ -42,14 +49,16 @@ def check_upload(base: Base, upload: Upload) -> None:
     """
     declaration = upload.declaration
     if declaration.config is not None:
-        if json.dumps(parse_config((upload.content / CONFIG_FILE).read_bytes())) != json.dumps(declaration.config):
-            raise FormatError(f"{CONFIG_FILE} differs from the config_json that was declared", field="config_json")
-        _check_table(declaration, read_folder_headers(upload.content))
+        name = declaration.config_file
+        if json.dumps(parse_config((upload.content / name).read_bytes(), name)) != json.dumps(declaration.config):
+            raise FormatError(f"{name} differs from the config_json that was declared", field="config_json")
+        weights = upload.content / ADAPTER_WEIGHTS
+        _check_table(declaration, read_header(weights) if declaration.adapter else read_folder_headers(upload.content))
     check_folder(base, upload.content)
 
 
 def check_folder(base: Base, folder: Path, *, contents: bool = True) -> None:
-    """Checks a checkpoint or packed delta against the base.
+    """Checks a checkpoint, adapter or packed delta against the base.
 
     Args:
         base: the base.
@@ -64,10 +73,10 @@ def check_folder(base: Base, folder: Path, *, contents: bool = True) -> None:
         check_delta_against_base(reader.manifest, base.config, base.tensors, base.fingerprint)
         _check_files(base, reader.manifest)
         return
-    checkpoint = Checkpoint.open(folder)
-    check_compatible(base.config, base.tensors, checkpoint.config, checkpoint.tensors)
-    for name in checkpoint.tensors if contents else ():
-        checkpoint.check_finite(name)
+    tuned = open_fine_tune(folder, Checkpoint(base.folder, base.config, base.tensors))
+    check_compatible(base.config, base.tensors, tuned.config, tuned.tensors)
+    if contents:
+        tuned.check_contents()
 
 
 def _check_files(base: Base, manifest: Manifest) -> None:

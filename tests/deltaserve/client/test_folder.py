@@ -62,3 +62,24 @@ def test_what_is_not_there_is_named(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="manifest"):
         (tmp_path / "manifest.json").write_text("{}")
         find_files(tmp_path)
+
+
+def test_an_adapter_goes_without_the_base_s_config(
+    checkpoint: Path, make_safetensors: Callable[[Path, dict[str, list[int]]], None]
+) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
+    (checkpoint / "optimizer.pt").write_bytes(b"pickle")
+    (checkpoint / "adapter_model.bin").write_bytes(b"pickle")
+    with pytest.raises(InvalidArgumentError, match=r"adapter_model\.bin"):
+        find_files(checkpoint)
+    make_safetensors(checkpoint / "adapter_model.safetensors", {"base_model.model.lm_head.lora_A.weight": [2, 4]})
+    wanted = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "tokenizer.json"]
+    assert sorted(find_files(checkpoint)) == wanted
+    request = plan_upload(checkpoint).request
+    assert request.config_json == b'{"peft_type": "LORA"}'
+    assert [(t.name, list(t.shape)) for t in request.tensors] == [("base_model.model.lm_head.lora_A.weight", [2, 4])]
+    make_safetensors(checkpoint / "model.safetensors", {"lm_head.weight": [2]})
+    with pytest.raises(InvalidArgumentError, match="expected one of them"):
+        find_files(checkpoint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from deltaserve.delta.coding import code_delta, code_dense
+from deltaserve.delta.coding import code_delta, code_dense, code_factors
 from deltaserve.delta.packed import PackedTensor
 from deltaserve.ops import sbmm as module
 from deltaserve.ops.sbmm import Group, sbmm
@@ -21,11 +21,15 @@ TRAFFIC = {
     "empty range": [(4, 4, 0)],
     "none": [],
 }
-CODECS = ["sign1", "int2", "int3", "int4"]
+CODECS = ["sign1", "int2", "int3", "int4", "lowrank"]
 
 
 def packed(codec: str, rows: int = N, seed: int = 0) -> PackedTensor:
-    delta = torch.randn(rows, K, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    if codec == "lowrank":
+        left, right = (torch.randn(shape, generator=generator).bfloat16() for shape in ((rows, 3), (3, K)))
+        return code_factors(NAME, left, right, (rows, K), torch.bfloat16, NAME)
+    delta = torch.randn(rows, K, generator=generator)
     return code_delta(NAME, delta, torch.bfloat16, codec, base=NAME)
 
 
@@ -33,7 +37,7 @@ def packed(codec: str, rows: int = N, seed: int = 0) -> PackedTensor:
 @pytest.mark.parametrize("traffic", TRAFFIC)
 def test_adds_every_row_s_own_delta(traffic: str, kind: str) -> None:
     torch.manual_seed(0)
-    deltas = [packed(CODECS[i % 4] if kind in ("mixed", "tensor") else kind, seed=i) for i in range(ROWS)]
+    deltas = [packed(CODECS[i % len(CODECS)] if kind in ("mixed", "tensor") else kind, seed=i) for i in range(ROWS)]
     x, y = torch.randn(ROWS, K), torch.randn(ROWS, N)
     expected, groups = y.clone(), []
     for begin, end, index in TRAFFIC[traffic]:
@@ -50,6 +54,21 @@ def test_decodes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     y = torch.zeros(2, N)
     sbmm(y, x, [Group(0, 2, delta)])
     assert torch.allclose(y, x @ delta.decode().T, atol=1e-4)
+
+
+def test_factors_are_used_without_decoding_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    delta, x = packed("lowrank"), torch.randn(4, K)
+    expected = x[1:3] @ delta.decode().T
+
+    def refuse(*_: object, **__: object) -> torch.Tensor:
+        pytest.fail("decoded")
+
+    monkeypatch.setattr(PackedTensor, "rows", refuse)
+    monkeypatch.setattr(PackedTensor, "decode", refuse)
+    y = torch.zeros(4, N + 5)
+    sbmm(y, x, [Group(1, 3, delta)])
+    assert torch.allclose(y[1:3, :N], expected, atol=1e-4)
+    assert bool((y[:, N:] == 0).all() and (y[0] == 0).all() and (y[3] == 0).all())
 
 
 def test_vocabularies_may_differ_from_row_to_row() -> None:

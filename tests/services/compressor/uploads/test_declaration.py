@@ -21,6 +21,15 @@ def test_a_checkpoint_and_a_packed_delta() -> None:
     assert declare("u", files("manifest.json", "delta.safetensors"), b"", ()).packed
 
 
+def test_an_adapter() -> None:
+    adapter = declare("u", files("adapter_model.safetensors", "adapter_config.json"), b'{"r": 4}', TENSORS)
+    assert (adapter.adapter, adapter.packed, adapter.config) == (True, False, {"r": 4})
+    assert adapter.config_file == "adapter_config.json"
+    assert not declare("u", files("model.safetensors", "config.json"), b"{}", TENSORS).adapter
+    with pytest.raises(FormatError, match=r"adapter_config\.json is not JSON"):
+        declare("u", files("adapter_model.safetensors", "adapter_config.json"), b"{", TENSORS)
+
+
 @pytest.mark.parametrize(
     "name", ["../evil", "a/b.safetensors", "/etc/passwd", "", ".hidden", "a\\b", "a\0b", "..", "x" * 200, "ü.json"]
 )
@@ -49,6 +58,9 @@ def test_ids(upload_id: str) -> None:
         (("config.json",), "expected config.json and"),
         (("model.safetensors",), "expected config.json and"),
         (("model.safetensors", "config.json", "CONFIG.json"), "declared twice"),
+        (("adapter_config.json",), "without adapter_model.safetensors"),
+        (("adapter_model.safetensors",), "without its adapter_config.json"),
+        (("adapter_config.json", "adapter_model.safetensors", "model.safetensors"), "expected one of them"),
     ],
 )
 def test_sets_of_files(names: tuple[str, ...], message: str) -> None:
