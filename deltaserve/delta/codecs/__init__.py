@@ -8,6 +8,7 @@ from deltaserve.delta.codecs.base import Codec, EncodeOptions, Form, Params, Pla
 from deltaserve.delta.codecs.dense import Dense
 from deltaserve.delta.codecs.intn import INTS, TERNARY
 from deltaserve.delta.codecs.lowrank import LowRank
+from deltaserve.delta.codecs.residual import RESIDUALS
 from deltaserve.delta.codecs.same import Same
 from deltaserve.delta.codecs.sign1 import Sign1
 from deltaserve.delta.codecs.sparse24 import SPARSE24
@@ -16,7 +17,7 @@ from deltaserve.errors import InvalidArgumentError
 
 __all__ = ["CODECS", "Codec", "EncodeOptions", "Form", "Params", "PlaneSpec", "Planes", "get_codec"]
 
-_ALL: tuple[Codec, ...] = (Sign1(), TERNARY, *INTS, *SPARSE24, LowRank(), SparseExact(), Same(), Dense())
+_ALL: tuple[Codec, ...] = (Sign1(), TERNARY, *INTS, *SPARSE24, LowRank(), *RESIDUALS, SparseExact(), Same(), Dense())
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
 """All codecs by name."""
 

@@ -18,6 +18,7 @@ EXACT = "exact"
 """Not one codec but whichever stores the tensor bit for bit in fewest bytes: see deltaserve.delta.coding.code_exact."""
 
 _RANKS = (2, 4, 8, 16, 32, 64)
+_RESIDUAL_RANKS = (1, 2, 4, 8)
 _PLANE_HEADER = 110  # bytes that a plane's entry takes in the payload's header, its name aside
 
 
@@ -72,8 +73,9 @@ def candidates(shape: Sequence[int], group_size: int, *, embedding: bool, asked:
     2:4 sparse codes are not unless asked for: at equal bytes dense ones are better everywhere (docs/log.md).
     """
     found = [Choice("sign1"), Choice("ternary"), Choice("int2"), Choice(EXACT)]
-    if not embedding:
-        found += [Choice("lowrank", {RANK: rank}) for rank in _RANKS if 8 * rank <= min(shape)]
+    found += [Choice("lowrank", {RANK: rank}) for rank in _RANKS if not embedding and 8 * rank <= min(shape)]
+    for codec in ("lowrank_sign1", "lowrank_ternary", "lowrank_int2"):
+        found += [Choice(codec, {RANK: rank}) for rank in _RESIDUAL_RANKS if 16 * rank <= min(shape)]
     for codec in ("ternary", "int2", "int3", "int4"):
         choice = uniform(codec, group_size, shape)
         found += [choice] if choice not in found else []

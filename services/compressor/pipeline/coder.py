@@ -19,7 +19,10 @@ from services.compressor.pipeline.pair import Pair
 _CHUNK_ELEMENTS = 32 << 20  # bounds the temporaries of coding large matrices: rows are coded independently
 
 # Both relative to the Gram matrix's mean diagonal; chosen by KL over three real fine-tunes, see docs/log.md.
-_RIDGE = {"sign1": 1.0}  # of the asymmetric target; fewer bits leave more error that is no use to chase
+_RIDGE = {
+    "sign1": 1.0,
+    "lowrank_sign1": 1.0,
+}  # of the asymmetric target; fewer bits leave more error that is no use to chase
 _INT_RIDGE = 0.3
 _ENCODING = EncodeOptions(damping=0.3, feedback=True, unbiased=True)
 _SYMMETRIC = ("sparse24_int2", "sparse24_int4")  # coded as published

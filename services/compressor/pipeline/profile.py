@@ -132,7 +132,7 @@ class Profiler:
             cost = sum(s.cost(error, rows) * part for s, part in zip(sensitivities, share, strict=True))
             if choice.codec == "lowrank" and cost > _SHRUNK * whole:
                 continue
-            cost *= _FEEDBACK if choice.codec in ("ternary", "int2", "int3", "int4") else 1.0
+            cost *= 1.0 if choice.codec.removeprefix("lowrank_") in ("lowrank", "sign1") else _FEEDBACK
             found.append(Candidate(choice, choice.stored_bytes(header.shape, header.dtype, name), cost))
         return found
 
@@ -144,7 +144,7 @@ class Profiler:
 
 
 def _factors(delta: torch.Tensor, choices: Sequence[Choice]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    ranks = [choice.params[RANK] for choice in choices if choice.codec == "lowrank"]
+    ranks = [choice.params[RANK] for choice in choices if RANK in choice.params]
     return factorise(delta, max(ranks)) if ranks else None
 
 
@@ -156,9 +156,11 @@ def _decoded(
     rows: slice,
 ) -> torch.Tensor:
     """Returns Δ̂ of some rows, coded by rounding."""
-    if choice.codec == "lowrank" and factors is not None:
-        rank = choice.params[RANK]
-        return factors[0][rows, :rank] @ factors[1][:rank]
-    codec = get_codec(choice.codec)
-    planes = codec.encode(delta, Curvature(sensitivity.gram), choice.params, _ROUNDING)
-    return codec.decode(planes, delta.shape, choice.params, torch.float32).to(delta.device)
+    rank = choice.params.get(RANK, 0)
+    near = factors[0][rows, :rank] @ factors[1][:rank] if rank and factors is not None else torch.zeros_like(delta)
+    if choice.codec == "lowrank":
+        return near
+    codec = get_codec(choice.codec.removeprefix("lowrank_"))
+    params = {name: value for name, value in choice.params.items() if name != RANK}
+    planes = codec.encode(delta - near, Curvature(sensitivity.gram), params, _ROUNDING)
+    return near + codec.decode(planes, delta.shape, params, torch.float32).to(delta.device)
