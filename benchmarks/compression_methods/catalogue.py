@@ -13,6 +13,11 @@ from benchmarks.compression_methods.ours import ours
 from benchmarks.compression_methods.round_to_nearest import round_to_nearest
 
 OURS: Mapping[str, Mapping[str, Any]] = {
+    "ours tiny": {"preset": "tiny"},
+    "ours 13x": {"bits_per_param": 16 / 13},
+    "ours balanced": {"preset": "balanced"},
+    "ours faithful": {"preset": "faithful"},
+    "ours 2:4+int2": {"codec": "sparse24_int2"},
     "ours sign1": {"codec": "sign1"},
     "ours int2": {"codec": "int2"},
     "ours int3": {"codec": "int3"},

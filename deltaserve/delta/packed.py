@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deltaserve.delta.codecs import Codec, Form, Planes, get_codec
+from deltaserve.delta.codecs import Codec, Form, Planes, get_codec, take_rows
 from deltaserve.delta.dtypes import as_bytes
 from deltaserve.delta.manifest import TensorEntry
 
@@ -60,9 +60,15 @@ class PackedTensor:
             [M, K] on the planes' device.
         """
         specs = self.codec.plane_specs(self.shape, self.entry.dtype, self.entry.params)
-        picked = {name: plane[rows] if specs[name].by_row else plane for name, plane in self.planes.items()}
-        count = len(range(*rows.indices(self.shape[0]))) if isinstance(rows, slice) else len(rows)
-        return self.codec.decode(picked, (count, *self.shape[1:]), self.entry.params, dtype)
+        if isinstance(rows, slice):
+            rows = torch.arange(*rows.indices(self.shape[0]), device=self.device)
+        taken = take_rows(self.planes, specs, rows)
+        return self.codec.decode(taken, (len(rows), *self.shape[1:]), self.entry.params, dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the planes; the CPU's when there are none."""
+        return next((plane.device for plane in self.planes.values()), torch.device("cpu"))
 
     def delta(self, base: torch.Tensor | None) -> torch.Tensor:
         """Returns Δ̂ in float32, whatever the codec.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from deltaserve.delta.codecs.base import Codec, EncodeOptions, Form, Params, Planes, PlaneSpec
+from deltaserve.delta.codecs.base import Codec, EncodeOptions, Form, Params, Planes, PlaneSpec, take_rows
 from deltaserve.delta.codecs.dense import Dense
 from deltaserve.delta.codecs.intn import INTS, TERNARY
 from deltaserve.delta.codecs.lowrank import LowRank
@@ -13,11 +13,23 @@ from deltaserve.delta.codecs.same import Same
 from deltaserve.delta.codecs.sign1 import Sign1
 from deltaserve.delta.codecs.sparse24 import SPARSE24
 from deltaserve.delta.codecs.sparse_exact import SparseExact
+from deltaserve.delta.codecs.tiered import TIERED
 from deltaserve.errors import InvalidArgumentError
 
-__all__ = ["CODECS", "Codec", "EncodeOptions", "Form", "Params", "PlaneSpec", "Planes", "get_codec"]
+__all__ = ["CODECS", "Codec", "EncodeOptions", "Form", "Params", "PlaneSpec", "Planes", "get_codec", "take_rows"]
 
-_ALL: tuple[Codec, ...] = (Sign1(), TERNARY, *INTS, *SPARSE24, LowRank(), *RESIDUALS, SparseExact(), Same(), Dense())
+_ALL: tuple[Codec, ...] = (
+    Sign1(),
+    TERNARY,
+    *INTS,
+    *SPARSE24,
+    LowRank(),
+    *RESIDUALS,
+    *TIERED,
+    SparseExact(),
+    Same(),
+    Dense(),
+)
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in _ALL}
 """All codecs by name."""
 

@@ -23,12 +23,13 @@ class PlaneSpec:
     """What a plane must be: safetensors dtype and shape.
 
     Attributes:
-        by_row: its first dimension is the tensor's rows; otherwise all rows share it.
+        rows: what its first dimension is: `each` row of the tensor; `shared` by all rows; the ascending `list` of some
+            rows' numbers; or the `listed` rows.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    by_row: bool = True
+    rows: Literal["each", "shared", "list", "listed"] = "each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,13 @@ class EncodeOptions:
         feedback: GPTQ when there is curvature; False rounds to nearest, weighed by its diagonal.
         unbiased: scale every row so that ⟨Δ̂, Δ⟩ = ⟨Δ, Δ⟩ under the curvature (gain one), instead of least squares:
             shrinkage adds up over layers, noise does not.
+        row_power: how dear errors of each row are, float32 [N]; None: all alike.
     """
 
     damping: float = 1.0
     feedback: bool = True
     unbiased: bool = True
+    row_power: torch.Tensor | None = None
 
 
 class Codec(Protocol):
@@ -79,8 +82,24 @@ class Codec(Protocol):
     def decode(self, planes: Planes, shape: Sequence[int], params: Params, dtype: torch.dtype) -> torch.Tensor:
         """Returns Δ̂ (W_f for `whole`, W_f with NaN where W_b stays for `patch`) in `dtype` on the planes' device.
 
-        Planes that are by row may be some of the tensor's rows only; `shape` then has as many.
+        The planes may be what `take_rows` left; `shape` then has as many rows.
         """
+
+
+def take_rows(planes: Planes, specs: Mapping[str, PlaneSpec], rows: torch.Tensor) -> Planes:
+    """Returns the planes of some of a tensor's rows, int64 [M] in any order, as those of a tensor of M rows."""
+    listing = next((planes[name] for name, spec in specs.items() if spec.rows == "list"), None)
+    taken = {name: planes[name][rows] if spec.rows == "each" else planes[name] for name, spec in specs.items()}
+    if listing is None:
+        return taken
+    place = torch.searchsorted(listing.long(), rows).clamp_max(listing.shape[0] - 1)
+    hits = (listing[place] == rows).nonzero()[:, 0]
+    for name, spec in specs.items():
+        if spec.rows == "list":
+            taken[name] = hits.to(planes[name].dtype)
+        elif spec.rows == "listed":
+            taken[name] = planes[name][place[hits]]
+    return taken
 
 
 def check_matrix(name: str, shape: Sequence[int]) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class LowRank:
         """Returns the specs of left and right."""
         rows, columns = check_matrix(self.name, shape)
         stored, rank = DTYPES[params.get(DTYPE, 0)], params[RANK]
-        return {LEFT: PlaneSpec(stored, (rows, rank)), RIGHT: PlaneSpec(stored, (rank, columns), by_row=False)}
+        return {LEFT: PlaneSpec(stored, (rows, rank)), RIGHT: PlaneSpec(stored, (rank, columns), rows="shared")}
 
     def encode(
         self,

@@ -54,7 +54,7 @@ class Sign1:
         """Returns the specs of signs, scale and column."""
         rows, columns = check_matrix(self.name, shape)
         specs = {SIGNS: PlaneSpec("U8", (rows, BITS[1].row_bytes(columns))), SCALE: PlaneSpec("F16", (rows,))}
-        return specs | ({COLUMN: PlaneSpec("F16", (columns,), by_row=False)} if params.get(COLUMNS) else {})
+        return specs | ({COLUMN: PlaneSpec("F16", (columns,), rows="shared")} if params.get(COLUMNS) else {})
 
     def encode(
         self, values: torch.Tensor, curvature: Curvature | None, params: Params, options: EncodeOptions

@@ -51,7 +51,7 @@ class SparseExact:
         return {
             MASK: PlaneSpec("U8", (rows, BITS[1].row_bytes(columns))),
             BEGIN: PlaneSpec("I32", (rows,)),
-            VALUES: PlaneSpec(dtype, (params[CHANGED],), by_row=False),
+            VALUES: PlaneSpec(dtype, (params[CHANGED],), rows="shared"),
         }
 
     def encode(

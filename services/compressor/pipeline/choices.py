@@ -11,6 +11,7 @@ from deltaserve.delta.codecs import get_codec
 from deltaserve.delta.codecs.intn import GROUP_SIZE
 from deltaserve.delta.codecs.lowrank import RANK
 from deltaserve.delta.codecs.sign1 import COLUMNS
+from deltaserve.delta.codecs.tiered import ROWS
 from deltaserve.delta.headers import DTYPE_BYTES
 from deltaserve.delta.manifest import TensorClass
 
@@ -19,6 +20,7 @@ EXACT = "exact"
 
 _RANKS = (2, 4, 8, 16, 32, 64)
 _RESIDUAL_RANKS = (1, 2, 4, 8)
+_LISTED = (64, 32, 16, 8)  # one in so many rows of an embedding gets int4
 _PLANE_HEADER = 110  # bytes that a plane's entry takes in the payload's header, its name aside
 
 
@@ -31,10 +33,10 @@ class Choice(msgspec.Struct, frozen=True):
     @property
     def label(self) -> str:
         """How reports call it, e.g. `int2/128`."""
-        group, rank = self.params.get(GROUP_SIZE, 0), self.params.get(RANK, 0)
         if self.params.get(COLUMNS):
             return f"{self.codec}/columns"
-        return f"{self.codec}/{group or rank}" if group or rank else self.codec
+        number = self.params.get(ROWS) or self.params.get(RANK) or self.params.get(GROUP_SIZE)
+        return f"{self.codec}/{number}" if number else self.codec
 
     @property
     def calibrated(self) -> bool:
@@ -76,6 +78,12 @@ def candidates(shape: Sequence[int], group_size: int, *, embedding: bool, asked:
     found += [Choice("lowrank", {RANK: rank}) for rank in _RANKS if not embedding and 8 * rank <= min(shape)]
     for codec in ("lowrank_sign1", "lowrank_ternary", "lowrank_int2"):
         found += [Choice(codec, {RANK: rank}) for rank in _RESIDUAL_RANKS if 16 * rank <= min(shape)]
+    if embedding:
+        counts = [count for count in (shape[0] // share for share in _LISTED) if count]
+        grouped = uniform("int4", group_size, shape).params
+        found += [
+            Choice(f"tiered_{inner}", grouped | {ROWS: c}) for inner in ("sign1", "ternary", "int2") for c in counts
+        ]
     for codec in ("ternary", "int2", "int3", "int4"):
         choice = uniform(codec, group_size, shape)
         found += [choice] if choice not in found else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
@@ -45,10 +45,17 @@ class Coded:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """What is known of a matrix's inputs: Ĥ, and C of deltaserve.delta.calibration where calibration is sequential."""
+    """What is known of a matrix.
+
+    Attributes:
+        curvature: Ĥ of its inputs, or for an embedding what errors of columns cost.
+        cross: C of deltaserve.delta.calibration, where calibration is sequential.
+        power: how dear errors of its rows are, float32 [N], where that was measured.
+    """
 
     curvature: Curvature
     cross: torch.Tensor | None = None
+    power: torch.Tensor | None = None
 
     @classmethod
     def of(cls, moments: Moments) -> Statistics:
@@ -113,7 +120,7 @@ class Coder:
     def _chunks(self, choice: Choice, shape: torch.Size) -> list[slice]:
         """Returns blocks of rows; one where a plane is shared by all rows."""
         specs = get_codec(choice.codec).plane_specs(shape, "F32", choice.params)
-        whole = not all(spec.by_row for spec in specs.values())
+        whole = any(spec.rows != "each" for spec in specs.values())
         rows = shape[0] if whole else max(1, _CHUNK_ELEMENTS // shape[1])
         return [slice(begin, begin + rows) for begin in range(0, shape[0], rows)]
 
@@ -134,7 +141,7 @@ class Coder:
             base=self.pair.base_name(name),
             curvature=curvature,
             params=choice.params,
-            options=_ENCODING,
+            options=_ENCODING if statistics is None else replace(_ENCODING, row_power=statistics.power),
         )
 
 

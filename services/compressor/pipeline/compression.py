@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import torch
 
-from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import EMBEDDING, LM_HEAD
 from deltaserve.delta.packed import PackedTensor
 from services.compressor.pipeline.choices import Choice
@@ -30,13 +29,13 @@ def part_names(layers: int) -> list[str]:
     return [_EMBEDDING_PART, *(f"layer-{layer:05d}" for layer in range(layers)), _HEAD_PART]
 
 
-def coding_of_parts(choices: Mapping[str, Choice], layers: int, *, metric: bool) -> dict[str, str]:
+def coding_of_parts(choices: Mapping[str, Choice], layers: int, *, profiled: bool) -> dict[str, str]:
     """Returns how each part is coded as a text, in order, for Parts.begin."""
     coded: dict[str, dict[str, Choice]] = {part: {} for part in part_names(layers)}
     for name, choice in sorted(choices.items()):
         coded[part_of(name)][name] = choice
     texts = {part: msgspec.json.encode(chosen).decode() for part, chosen in coded.items()}
-    return texts | {_EMBEDDING_PART: texts[_EMBEDDING_PART] + (" metric" if metric else "")}
+    return {part: f"{text} profiled" if profiled else text for part, text in texts.items()}
 
 
 def part_of(name: str) -> str:
@@ -51,7 +50,7 @@ class Compression:
     """The coding of one fine-tune. Parts that are there already are not coded again, only computed with.
 
     Attributes:
-        metric: what errors of the embedding's columns cost, when it was measured.
+        priors: what a profile tells of embedding and untied lm_head.
     """
 
     pair: Pair
@@ -59,7 +58,7 @@ class Compression:
     parts: Parts
     models: Models
     progress: Progress
-    metric: Curvature | None = None
+    priors: Mapping[str, Statistics] = field(default_factory=dict)
 
     def run(self) -> dict[Model, Head]:
         """Codes what is missing, and takes the measured streams to the end; returns the heads to measure with."""
@@ -79,7 +78,7 @@ class Compression:
         if _EMBEDDING_PART in self.parts:
             served = self.parts.read(_EMBEDDING_PART)[EMBEDDING].to(base.device).merged(base)
         else:
-            coded = self.coder.code(EMBEDDING, base, tuned, Statistics(self.metric) if self.metric else None)
+            coded = self.coder.code(EMBEDDING, base, tuned, self.priors.get(EMBEDDING))
             self._add(_EMBEDDING_PART, {EMBEDDING: coded}, [])
             served = coded.served
         return {"base": base, "fine_tune": tuned, "compressed": served}
@@ -143,6 +142,8 @@ class Compression:
             return base, tuned, self.parts.read(_HEAD_PART)[LM_HEAD].to(base.device).merged(base)
         moments = self.models.calibration.final_moments(norm, norm) if self.coder.calibrated(LM_HEAD) else None
         statistics = Statistics.of(moments) if moments else None
+        if statistics and LM_HEAD in self.priors:
+            statistics = replace(statistics, power=self.priors[LM_HEAD].power)
         coded = self.coder.code(LM_HEAD, base, tuned, statistics)
         self._add(_HEAD_PART, {LM_HEAD: coded}, [self.pair.whole(_NORM)])
         return base, tuned, coded.served

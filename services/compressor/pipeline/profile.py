@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,13 +14,13 @@ from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import EMBEDDING, LM_HEAD, classify
 from deltaserve.delta.codecs import EncodeOptions, get_codec
 from deltaserve.delta.codecs.lowrank import RANK
-from deltaserve.delta.coding import code_exact
 from deltaserve.delta.manifest import TensorClass
 from deltaserve.delta.spectrum import factorise
 from deltaserve.files import publish, temp_beside
 from services.compressor.pipeline.allocation import Candidate
 from services.compressor.pipeline.batches import Batch
 from services.compressor.pipeline.choices import EXACT, Choice, Chooser, candidates
+from services.compressor.pipeline.coder import Statistics
 from services.compressor.pipeline.decoder import Decoder
 from services.compressor.pipeline.hidden import Hidden, Memory
 from services.compressor.pipeline.pair import Pair
@@ -37,7 +38,8 @@ _FEEDBACK = 0.75
 # over layers, and costs are made for noise, which does not.
 _SHRUNK = 0.02
 _TABLE = "profile.json"
-_METRIC = "profile.safetensors"
+_PRIORS = "profile.safetensors"
+_OF = "::"
 
 
 class Profile(msgspec.Struct, frozen=True):
@@ -70,7 +72,7 @@ class Profiler:
         return msgspec.json.decode(path.read_bytes(), type=Profile) if path.is_file() else None
 
     def make(self, batches: list[Batch], measured: list[torch.Tensor], progress: Progress) -> Profile:
-        """Measures; see Backward for the arguments. The metric of the embedding is kept too, see `metric`."""
+        """Measures; see Backward for the arguments. What it tells of embeddings is kept too, see `priors`."""
         folder = self._work
 
         def room() -> Hidden:
@@ -80,60 +82,56 @@ class Profiler:
             self._pair, self._decoder, batches, measured, [room() for _ in range(self._decoder.layers)], room()
         )
         table: dict[str, list[Candidate]] = {}
-        tied: Sensitivity | None = None
+        ends: dict[str, list[Sensitivity]] = {}
         for part in backward.sensitivities():
             for name, found in part.items():
-                if name == LM_HEAD and self._pair.tuned.tied:
-                    tied = found
-                    continue
-                sensitivities = [found]
-                if name == EMBEDDING:
-                    sensitivities += [tied] if tied is not None else []
-                    self._keep_metric(sensitivities)
-                table[name] = self._candidates(name, sensitivities)
+                if name in (EMBEDDING, LM_HEAD):  # a tied lm_head is the embedding
+                    ends.setdefault(EMBEDDING if self._pair.tuned.tied else name, []).insert(0, found)
+                else:
+                    table[name] = self._candidates(name, [found])
             progress.tell()
+        for name, sensitivities in ends.items():
+            table[name] = self._candidates(name, sensitivities)
+        self._keep_priors(ends)
         profile = Profile(dict(sorted(table.items())))
         temp = temp_beside(folder / _TABLE)
         temp.write_bytes(msgspec.json.encode(profile))
         publish(temp, folder / _TABLE)
         return profile
 
-    def metric(self) -> Curvature | None:
-        """Returns what errors of the embedding's columns cost, once there is a profile."""
-        path = self._work / _METRIC
+    def priors(self) -> Mapping[str, Statistics]:
+        """Returns what is known of embedding and untied lm_head before anything is coded; nothing without a profile."""
         if not (self._work / _TABLE).is_file():
-            return None
-        return Curvature(load_file(path)["embedding"].to(self._decoder.device))
+            return {}
+        kept = {name: tensor.to(self._decoder.device) for name, tensor in load_file(self._work / _PRIORS).items()}
+        names = {name.partition(_OF)[0] for name in kept}
+        return {
+            name: Statistics(Curvature(kept[f"{name}{_OF}metric"]), power=kept[f"{name}{_OF}power"]) for name in names
+        }
 
-    def _keep_metric(self, sensitivities: Sequence[Sensitivity]) -> None:
-        metric = torch.stack([s.gram * s.power.mean() for s in sensitivities]).sum(dim=0)
-        temp = temp_beside(self._work / _METRIC)
-        save_file({"embedding": (metric / metric.diagonal().mean().clamp_min(1e-30)).cpu().contiguous()}, temp)
-        publish(temp, self._work / _METRIC)
+    def _keep_priors(self, priors: Mapping[str, Sequence[Sensitivity]]) -> None:
+        tensors = {}
+        for name, found in priors.items():
+            tensors[f"{name}{_OF}metric"] = metric_of(found).cpu().contiguous()
+            tensors[f"{name}{_OF}power"] = torch.stack([s.power for s in found]).sum(dim=0).cpu()
+        temp = temp_beside(self._work / _PRIORS)
+        save_file(tensors, temp)
+        publish(temp, self._work / _PRIORS)
 
     def _candidates(self, name: str, sensitivities: Sequence[Sensitivity]) -> list[Candidate]:
         header = self._pair.tuned.tensors[name]
-        base, tuned = self._pair.base_tensor(name), self._pair.tuned_tensor(name)
-        step = -(-base.shape[0] // _ROWS)
-        rows = slice(0, None, step)
-        delta = tuned[rows] - base[rows]
-        share = [float(s.power.sum() / s.power[rows].sum().clamp_min(1e-30)) for s in sensitivities]
-        choices = self._choices(classify(name, header.shape), header.shape)
-        factors = _factors(tuned - base, choices)
-        whole = sum(s.cost(delta, rows) * part for s, part in zip(sensitivities, share, strict=True))
+        kind = classify(name, header.shape)
+        delta = self._pair.tuned_tensor(name) - self._pair.base_tensor(name)
+        choices = self._choices(kind, header.shape)
+        measure = Measure(delta, sensitivities, choices, rows=_ROWS if kind == "linear" else delta.shape[0])
         found = []
         for choice in choices:
             if choice.codec == EXACT:
-                exact = code_exact(name, self._pair.tuned.read(name), self._pair.base_fitted(name), "")
-                size = Choice(exact.entry.codec, exact.entry.params).stored_bytes(header.shape, header.dtype, name)
+                exact = self._pair.whole(name).entry
+                size = Choice(exact.codec, exact.params).stored_bytes(header.shape, header.dtype, name)
                 found.append(Candidate(choice, size, 0.0))
-                continue
-            error = delta - _decoded(choice, delta, sensitivities[0], factors, rows)
-            cost = sum(s.cost(error, rows) * part for s, part in zip(sensitivities, share, strict=True))
-            if choice.codec == "lowrank" and cost > _SHRUNK * whole:
-                continue
-            cost *= 1.0 if choice.codec.removeprefix("lowrank_") in ("lowrank", "sign1") else _FEEDBACK
-            found.append(Candidate(choice, choice.stored_bytes(header.shape, header.dtype, name), cost))
+            elif (cost := measure.cost(choice)) is not None:
+                found.append(Candidate(choice, choice.stored_bytes(header.shape, header.dtype, name), cost))
         return found
 
     def _choices(self, kind: TensorClass, shape: Sequence[int]) -> list[Choice]:
@@ -143,24 +141,48 @@ class Profiler:
         return candidates(shape, self._asked.group_size, embedding=kind != "linear", asked=asked)
 
 
-def _factors(delta: torch.Tensor, choices: Sequence[Choice]) -> tuple[torch.Tensor, torch.Tensor] | None:
-    ranks = [choice.params[RANK] for choice in choices if RANK in choice.params]
-    return factorise(delta, max(ranks)) if ranks else None
+def metric_of(sensitivities: Sequence[Sensitivity]) -> torch.Tensor:
+    """Returns what errors of a matrix's columns cost in all its uses together, [K, K] of mean diagonal one."""
+    metric = torch.stack([s.gram * s.power.mean() for s in sensitivities]).sum(dim=0)
+    return metric / metric.diagonal().mean().clamp_min(1e-30)
 
 
-def _decoded(
-    choice: Choice,
-    delta: torch.Tensor,
-    sensitivity: Sensitivity,
-    factors: tuple[torch.Tensor, torch.Tensor] | None,
-    rows: slice,
-) -> torch.Tensor:
-    """Returns Δ̂ of some rows, coded by rounding."""
-    rank = choice.params.get(RANK, 0)
-    near = factors[0][rows, :rank] @ factors[1][:rank] if rank and factors is not None else torch.zeros_like(delta)
-    if choice.codec == "lowrank":
-        return near
-    codec = get_codec(choice.codec.removeprefix("lowrank_"))
-    params = {name: value for name, value in choice.params.items() if name != RANK}
-    planes = codec.encode(delta - near, Curvature(sensitivity.gram), params, _ROUNDING)
-    return near + codec.decode(planes, delta.shape, params, torch.float32).to(delta.device)
+class Measure:
+    """What ways to code a delta by rounding cost, over some of its rows."""
+
+    def __init__(
+        self, delta: torch.Tensor, sensitivities: Sequence[Sensitivity], choices: Sequence[Choice], rows: int
+    ) -> None:
+        """Takes every k-th row of Δ [N, K] so that about `rows` of them are measured."""
+        self._rows = slice(0, None, -(-delta.shape[0] // rows))
+        self._delta, self._sensitivities = delta[self._rows], sensitivities
+        self._shares = [float(s.power.sum() / s.power[self._rows].sum().clamp_min(1e-30)) for s in sensitivities]
+        ranks = [choice.params[RANK] for choice in choices if RANK in choice.params]
+        self._factors = factorise(delta, max(ranks)) if ranks else None
+        power = torch.stack([s.power[self._rows] for s in sensitivities]).sum(dim=0)
+        self._options = replace(_ROUNDING, row_power=power)
+        self._curvature = Curvature(metric_of(sensitivities))
+        self._whole = self._cost_of(self._delta)
+
+    def cost(self, choice: Choice) -> float | None:
+        """Returns the predicted KL of a choice, nats a token; None for one that would shrink the delta."""
+        cost = self._cost_of(self._delta - self._decoded(choice))
+        if choice.codec == "lowrank":
+            return cost if cost <= _SHRUNK * self._whole else None
+        return cost if choice.codec.endswith("sign1") else _FEEDBACK * cost
+
+    def _cost_of(self, error: torch.Tensor) -> float:
+        parts = zip(self._sensitivities, self._shares, strict=True)
+        return sum(sensitivity.cost(error, self._rows) * share for sensitivity, share in parts)
+
+    def _decoded(self, choice: Choice) -> torch.Tensor:
+        rank, delta = choice.params.get(RANK, 0), self._delta
+        near = torch.zeros_like(delta)
+        if rank and self._factors is not None:
+            near = self._factors[0][self._rows, :rank] @ self._factors[1][:rank]
+        if choice.codec == "lowrank":
+            return near
+        codec = get_codec(choice.codec.removeprefix("lowrank_"))
+        params = {name: value for name, value in choice.params.items() if name != RANK}
+        planes = codec.encode(delta - near, self._curvature, params, self._options)
+        return near + codec.decode(planes, delta.shape, params, torch.float32).to(delta.device)

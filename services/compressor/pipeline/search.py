@@ -135,10 +135,10 @@ class Search:
     def _try(
         self, plan: Plan, profiler: Profiler, models: Models, attempts: list[Attempt], *, again: bool = False
     ) -> tuple[Attempt, Outcome]:
-        metric = profiler.metric()
+        priors = profiler.priors()
         self.progress.attempting(len(attempts) + (not again))
-        self.parts.begin(coding_of_parts(plan.choices, self.decoder.layers, metric=metric is not None))
-        compression = Compression(self.pair, Coder(self.pair, plan.choices), self.parts, models, self.progress, metric)
+        self.parts.begin(coding_of_parts(plan.choices, self.decoder.layers, profiled=bool(priors)))
+        compression = Compression(self.pair, Coder(self.pair, plan.choices), self.parts, models, self.progress, priors)
         heads = compression.run()
         self.progress.at("evaluating")
         quality, accuracy = models.measure(self.samples, heads)
