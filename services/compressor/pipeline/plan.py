@@ -142,10 +142,15 @@ def _plan(allocation: Allocation) -> Plan:
 
 
 def _same(allocation: Allocation, choices: Mapping[str, Choice]) -> bool:
-    return all(candidate.choice == choices[name] for name, candidate in allocation.items())
+    return all(candidate.choice == _standing(choices[name]) for name, candidate in allocation.items())
 
 
 def _chosen(table: Table, choices: Mapping[str, Choice]) -> Allocation:
-    """Returns the candidates that choices stand for; `dense` stands for the smallest exact code."""
-    wanted = {name: Choice(EXACT) if choice.codec == "dense" else choice for name, choice in choices.items()}
+    """Returns the candidates that choices stand for."""
+    wanted = {name: _standing(choice) for name, choice in choices.items()}
     return {name: next(c for c in table[name] if c.choice == choice) for name, choice in wanted.items()}
+
+
+def _standing(choice: Choice) -> Choice:
+    """Returns the choice that tables have; `dense` stands for the smallest exact code."""
+    return Choice(EXACT) if choice.codec == "dense" else choice

@@ -6,9 +6,9 @@ import torch
 from deltaserve.delta.calibration import Moments
 from deltaserve.delta.checkpoint import Checkpoint
 from services.compressor.pipeline import coder as coder_module
+from services.compressor.pipeline.choices import Choice, uniform
 from services.compressor.pipeline.coder import Coder, Statistics
 from services.compressor.pipeline.pair import Pair
-from services.compressor.pipeline.spec import Options
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -19,7 +19,7 @@ def test_rows_may_be_coded_in_blocks(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, codec: str, calibrated: bool
 ):
     models = Pair(Checkpoint.open(pair[0]), Checkpoint.open(pair[1]), torch.device("cpu"))
-    coder = Coder(models, Options(codec=codec, group_size=16))  # type: ignore[arg-type]
+    coder = Coder(models, {NAME: uniform(codec, 16, models.tuned.tensors[NAME].shape)})
     moments = Moments(32)
     inputs = torch.randn(100, 32)
     moments.add(inputs, inputs + 0.01 * torch.randn(100, 32))
@@ -33,3 +33,23 @@ def test_rows_may_be_coded_in_blocks(
     torch.testing.assert_close(whole.served, whole.packed.merged(base), atol=0, rtol=0)
     assert blocks.error == pytest.approx(whole.error, rel=0.2)
     assert (whole.error == 0) == (codec == "dense")
+
+
+def test_what_inputs_are_needed_for(pair: tuple[Path, Path]):
+    models = Pair(Checkpoint.open(pair[0]), Checkpoint.open(pair[1]), torch.device("cpu"))
+    choices = {"a": Choice("exact"), "b": Choice("same"), "c": Choice("dense"), "d": Choice("lowrank", {"rank": 2})}
+    coder = Coder(models, choices)
+    assert [coder.calibrated(name) for name in choices] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("codec", ["lowrank_sign1", "lowrank_ternary", "lowrank_int2", "exact", "same"])
+def test_what_is_served_is_what_is_stored(pair: tuple[Path, Path], codec: str):
+    models = Pair(Checkpoint.open(pair[0]), Checkpoint.open(pair[1]), torch.device("cpu"))
+    choice = Choice(codec, {"rank": 2} if codec.startswith("lowrank") else {})
+    base, tuned = models.base_tensor(NAME), models.tuned_tensor(NAME)
+    coded = Coder(models, {NAME: choice}).code(NAME, base, tuned)
+    assert torch.equal(coded.served, coded.packed.merged(base))
+    assert torch.equal(coded.served, tuned) == (codec == "exact")
+    assert torch.equal(coded.served, base) == (codec == "same")
+    low, high = {"exact": (0.0, 0.0), "same": (1.0, 1.0)}.get(codec, (0.02, 0.6))
+    assert low <= coded.error <= high

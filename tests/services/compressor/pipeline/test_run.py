@@ -14,6 +14,7 @@ from deltaserve.delta.manifest import Manifest
 from deltaserve.delta.merge import merged_state_dict
 from deltaserve.delta.reader import DeltaReader
 from deltaserve.errors import QualityGateError
+from services.compressor.pipeline.plan import MAX_ATTEMPTS
 from tests.services.compressor.pipeline.conftest import VOCABULARY, lines, make_model, make_pair, save, tune
 
 Compress = Callable[..., Manifest]
@@ -141,14 +142,33 @@ def test_hidden_states_in_files_change_nothing(tmp_path: Path, compress: Compres
 
 
 def test_gate_refuses_and_leaves_the_report(tmp_path: Path, compress: Compress, pair: tuple[Path, Path]):
+    """No attempt can meet a KL of next to nothing with the bits that are allowed."""
+    policy = {"max_kl": 1e-9, "max_bits_per_param": 6.0}
     with pytest.raises(QualityGateError, match=r"KL is .*; the policy allows 1e-09"):
-        compress(pair, policy={"max_kl": 1e-9})
+        compress(pair, policy=policy)
     out = tmp_path / "work" / "out"
     assert not (out / "manifest.json").exists()
     report = json.loads((out / "report.json").read_text())
     assert not report["gate"]["passed"]
+    assert 2 <= len(report["allocation"]["attempts"]) <= MAX_ATTEMPTS
+    assert all(attempt["failures"] for attempt in report["allocation"]["attempts"])
     assert "Refused." in (out / "report.html").read_text()
-    assert compress(pair, policy={"max_kl": 1.0}).report is not None  # the parts are there: only measured again
+    again = compress(pair, policy=policy | {"max_kl": 1.0})
+    assert again.report is not None
+    assert again.report["gate"]["passed"]
+
+
+def test_a_missed_policy_is_met_by_another_attempt(tmp_path: Path, compress: Compress, pair: tuple[Path, Path]):
+    manifest = compress(pair, codec="int4", policy={"max_kl": 1e-9})
+    assert manifest.report is not None
+    first, *others = manifest.report["allocation"]["attempts"]
+    assert first["failures"]
+    assert others
+    assert others[-1]["failures"] == []
+    assert others[-1]["bits"] > first["bits"]
+    assert manifest.report["gate"]["passed"]
+    assert manifest.report["quality"]["kl"] == others[-1]["kl"] <= 1e-9
+    check_delta(pair, tmp_path / "work" / "out")
 
 
 def test_side_files_travel(tmp_path: Path, compress: Compress, pair: tuple[Path, Path]):
