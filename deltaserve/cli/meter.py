@@ -66,13 +66,16 @@ class Meter:
             total: how much there is; None: not known.
             note: more about it, such as bytes or an estimate.
         """
-        if stage != self._stage:
+        entered = stage != self._stage
+        if entered:
             self._finish_stage()
             self._stage, self._started, self._told = stage, time.monotonic(), time.monotonic()
         self._note = note
         if self._live is not None:
             if stage not in self._tasks:
                 self._tasks[stage] = self._live.add_task(stage, total=None, note=note)
+            elif entered:  # again, in another attempt
+                self._live.reset(self._tasks[stage])
             self._live.update(self._tasks[stage], completed=done, total=total or None, note=note)
         elif time.monotonic() - self._told > _LINE_SECONDS:
             self._told = time.monotonic()
@@ -96,7 +99,7 @@ class Meter:
             stage = _JOB_STAGES.get(progress.stage, "start")
             compressing = progress.stage == pb.JOB_STAGE_COMPRESSING
             total = progress.layers_total if compressing else None
-            self.update(stage, progress.layers_done if compressing else 0, total, _job_note(progress))
+            self.update(stage, progress.layers_done if compressing else 0, total, _job_note(job))
 
     def _finish_stage(self) -> None:
         if not self._stage:
@@ -109,8 +112,11 @@ class Meter:
         self._stage = ""
 
 
-def _job_note(progress: pb.JobProgress) -> str:
-    parts = []
+def _job_note(job: pb.Job) -> str:
+    progress, parts = job.progress, []
+    if progress.attempt > 1:
+        smallest = job.spec.compression.smallest  # whose attempts go down as well as up
+        parts.append(f"attempt {progress.attempt}" + ("" if smallest else ": more bits"))
     if progress.stage == pb.JOB_STAGE_COMPRESSING:
         parts.append(f"layer {progress.layers_done} of {progress.layers_total}")
     if progress.bytes_out:

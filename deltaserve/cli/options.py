@@ -34,10 +34,16 @@ def json_option(command: F) -> F:
 
 
 _JOB_OPTIONS = (
-    click.option("--codec", type=click.Choice(["sign1", "int2", "int3", "int4", "dense"]), help="Of linear layers. "
-                 "Default int4."),
-    click.option("--embedding-codec", type=click.Choice(["int2", "int3", "int4", "dense"]), help="Of embeddings and "
-                 "lm_head. Default int4."),
+    click.option("--preset", type=click.Choice(["tiny", "balanced", "faithful", "exact"]), help="Size by name, codecs "
+                 "chosen tensor by tensor: at most 1.1, 2, 4 stored bits a parameter; exact: bit for bit."),
+    click.option("--bits", "bits_per_param", type=click.FloatRange(min=0, min_open=True), help="Size in stored bits a "
+                 "parameter of the whole checkpoint, codecs chosen tensor by tensor."),
+    click.option("--smallest", is_flag=True, help="The smallest size that meets the limits below."),
+    click.option("--codec", type=click.Choice(["sign1", "ternary", "int2", "int3", "int4", "sparse24_int2",
+                 "sparse24_int4", "exact", "dense"]), help="One codec for all linear layers. Default int4."),
+    click.option("--embedding-codec", type=click.Choice(["sign1", "ternary", "int2", "int3", "int4", "exact", "dense"]),
+                 help="Of embeddings and lm_head. Default: as --preset, --bits or --smallest choose, else int4."),
+    click.option("--lossless", is_flag=True, help="Entropy-code what is stored: fewer bytes, the same weights."),
     click.option("--group-size", type=click.IntRange(min=0), help="Weights that share a scale; 0: a whole row."),
     click.option("--calibration-samples", type=click.IntRange(min=1), help="Most calibration sequences."),
     click.option("--calibration-tokens", type=click.IntRange(min=1), help="Most tokens of a calibration sequence."),
@@ -58,6 +64,15 @@ def job_options(command: F) -> F:
 
 
 def only_given(options: JobOptions) -> JobOptions:
-    """Returns the options that have a value."""
-    given: JobOptions = {k: v for k, v in options.items() if v is not None}  # type: ignore[assignment]
+    """Returns the options that have a value.
+
+    Raises UsageError when they exclude each other: the server would say so too, but only after the upload.
+    """
+    given: JobOptions = {k: v for k, v in options.items() if v is not None and v is not False}  # type: ignore[assignment]
+    sizes = [flag for name, flag in _SIZES.items() if name in given]
+    if len(sizes) > 1:
+        raise click.UsageError(f"{' and '.join(sizes)} exclude each other; give one of them")
     return given
+
+
+_SIZES = {"codec": "--codec", "preset": "--preset", "bits_per_param": "--bits", "smallest": "--smallest"}

@@ -45,11 +45,11 @@ def upload(
     An upload that was interrupted goes on where it stopped when the command is given again.
     """
     check_name(model, "--model")
+    given = only_given(options)
     extra = [path for path in (calibration, evaluation) if path is not None]
     with connect(server, patience=PATIENCE) as client:
         with Meter(make_console(stderr=True)) as meter:
             source = client.upload(folder, extra=extra, progress=meter.upload)
-        given = only_given(options)
         if calibration is not None:
             given["calibration_uri"] = calibration.name
         if evaluation is not None:

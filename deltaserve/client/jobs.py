@@ -24,6 +24,10 @@ class JobOptions(TypedDict, total=False):
 
     codec: str | None
     embedding_codec: str | None
+    preset: str | None
+    bits_per_param: float | None
+    smallest: bool | None
+    lossless: bool | None
     group_size: int | None
     calibration_samples: int | None
     calibration_tokens: int | None

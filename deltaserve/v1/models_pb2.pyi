@@ -490,7 +490,7 @@ Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 
 @_typing.final
 class CompressionOptions(_message.Message):
-    """How to compress."""
+    """How to compress. At most one of `codec`, `preset`, `bits_per_param` and `smallest` is set: INVALID_ARGUMENT otherwise."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -499,16 +499,46 @@ class CompressionOptions(_message.Message):
     GROUP_SIZE_FIELD_NUMBER: _builtins.int
     CALIBRATION_SAMPLES_FIELD_NUMBER: _builtins.int
     CALIBRATION_TOKENS_FIELD_NUMBER: _builtins.int
+    PRESET_FIELD_NUMBER: _builtins.int
+    BITS_PER_PARAM_FIELD_NUMBER: _builtins.int
+    SMALLEST_FIELD_NUMBER: _builtins.int
+    LOSSLESS_FIELD_NUMBER: _builtins.int
     codec: _builtins.str
-    """Codec of the linear layers: `sign1`, `int2`, `int3`, `int4` or `dense`. Default `int4`."""
+    """Codec of the linear layers: `sign1`, `ternary`, `int2`, `int3`, `int4`, `sparse24_int2`, `sparse24_int4` (two of four
+    weights kept), `exact` (bit for bit, whichever code stores a tensor in fewest bytes) or `dense` (as it is). Empty:
+    `int4`, unless another field says how codecs are chosen.
+    """
     embedding_codec: _builtins.str
-    """Codec of embeddings and lm_head: `int4`, `int3`, `int2` or `dense`. Default `int4`."""
+    """Codec of embeddings and lm_head: `sign1`, `ternary`, `int2`, `int3`, `int4`, `exact` or `dense`. Empty: with a budget
+    or `smallest` chosen like the others, else `int4` (`exact` with preset `exact`). A codec that is set is kept.
+    """
     group_size: _builtins.int
     """Weights that share a scale in the int codecs: 0 for a whole row, else a multiple of 16. Default 128."""
     calibration_samples: _builtins.int
     """Most calibration sequences taken. Default 256."""
     calibration_tokens: _builtins.int
     """Most tokens of one calibration sequence. Default 512."""
+    preset: _builtins.str
+    """A size by name; codecs are chosen tensor by tensor, where bits help most. Bits are stored bits a parameter of the
+    whole checkpoint, everything counted: scales, embeddings, norms, tokenizer files.
+
+      tiny      at most 1.1 bits;
+      balanced  at most 2 bits;
+      faithful  at most 4 bits;
+      exact     bit for bit the fine-tune, in fewest bytes.
+
+    A budget that the smallest codes exceed, as in very small models, gets these.
+    """
+    bits_per_param: _builtins.float
+    """A budget of one's own, counted as for `preset`: stored bits a parameter, more than 0."""
+    smallest: _builtins.bool
+    """The smallest size that meets the policy, found in several attempts. Needs a policy that limits quality (`max_kl`,
+    `min_agreement` or `max_accuracy_drop`): the job's or the server's.
+    """
+    lossless: _builtins.bool
+    """Entropy-code the packed bits on disk where that pays: fewer bytes to store and send, the same weights to the bit.
+    Encoding and loading take more time.
+    """
     def __init__(
         self,
         *,
@@ -517,17 +547,25 @@ class CompressionOptions(_message.Message):
         group_size: _builtins.int | None = ...,
         calibration_samples: _builtins.int | None = ...,
         calibration_tokens: _builtins.int | None = ...,
+        preset: _builtins.str = ...,
+        bits_per_param: _builtins.float | None = ...,
+        smallest: _builtins.bool = ...,
+        lossless: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_calibration_samples", b"_calibration_samples", "_calibration_tokens", b"_calibration_tokens", "_group_size", b"_group_size", "calibration_samples", b"calibration_samples", "calibration_tokens", b"calibration_tokens", "group_size", b"group_size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bits_per_param", b"_bits_per_param", "_calibration_samples", b"_calibration_samples", "_calibration_tokens", b"_calibration_tokens", "_group_size", b"_group_size", "bits_per_param", b"bits_per_param", "calibration_samples", b"calibration_samples", "calibration_tokens", b"calibration_tokens", "group_size", b"group_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calibration_samples", b"_calibration_samples", "_calibration_tokens", b"_calibration_tokens", "_group_size", b"_group_size", "calibration_samples", b"calibration_samples", "calibration_tokens", b"calibration_tokens", "codec", b"codec", "embedding_codec", b"embedding_codec", "group_size", b"group_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bits_per_param", b"_bits_per_param", "_calibration_samples", b"_calibration_samples", "_calibration_tokens", b"_calibration_tokens", "_group_size", b"_group_size", "bits_per_param", b"bits_per_param", "calibration_samples", b"calibration_samples", "calibration_tokens", b"calibration_tokens", "codec", b"codec", "embedding_codec", b"embedding_codec", "group_size", b"group_size", "lossless", b"lossless", "preset", b"preset", "smallest", b"smallest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bits_per_param: _TypeAlias = _typing.Literal["bits_per_param"]  # noqa: Y015
+    _WhichOneofArgType__bits_per_param: _TypeAlias = _typing.Literal["_bits_per_param", b"_bits_per_param"]  # noqa: Y015
     _WhichOneofReturnType__calibration_samples: _TypeAlias = _typing.Literal["calibration_samples"]  # noqa: Y015
     _WhichOneofArgType__calibration_samples: _TypeAlias = _typing.Literal["_calibration_samples", b"_calibration_samples"]  # noqa: Y015
     _WhichOneofReturnType__calibration_tokens: _TypeAlias = _typing.Literal["calibration_tokens"]  # noqa: Y015
     _WhichOneofArgType__calibration_tokens: _TypeAlias = _typing.Literal["_calibration_tokens", b"_calibration_tokens"]  # noqa: Y015
     _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
     _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bits_per_param) -> _WhichOneofReturnType__bits_per_param | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__calibration_samples) -> _WhichOneofReturnType__calibration_samples | None: ...
     @_typing.overload
@@ -539,7 +577,12 @@ Global___CompressionOptions: _TypeAlias = CompressionOptions  # noqa: Y015
 
 @_typing.final
 class QualityPolicy(_message.Message):
-    """The report must meet every limit that is set."""
+    """The report must meet every limit that is set. A report that misses one is tried again with more bits on the tensors
+    where they help most, some times, never above `max_bits_per_param`; if that is not enough, the job fails with
+    FAILED_PRECONDITION and the report, and nothing is published. A limit that is not set is the server's own, if it has one
+    (`policy_*` settings of the compressor); the job's spec shows what applies. Not asked of packed deltas, which are
+    published with the report that they came with.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -633,7 +676,7 @@ class Job(_message.Message):
     revision_name: _builtins.str
     """What it published, when it succeeded: `models/<model>/revisions/<n>`."""
     report_json: _builtins.str
-    """The quality report as JSON (docs/delta-format.md describes it), once there is one; also when the gate refused it."""
+    """The quality report as JSON (docs/quality-report.md), once there is one; also when the gate refused it."""
     error_status: _builtins.bytes
     """Why it failed: a serialised google.rpc.Status with details."""
     attempts: _builtins.int
@@ -688,6 +731,7 @@ class JobProgress(_message.Message):
     BYTES_OUT_FIELD_NUMBER: _builtins.int
     ETA_FIELD_NUMBER: _builtins.int
     LAYER_ERROR_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     stage: Global___JobStage.ValueType
     """What is being done."""
     layers_done: _builtins.int
@@ -698,6 +742,10 @@ class JobProgress(_message.Message):
     """Bytes of packed delta written."""
     layer_error: _builtins.float
     """Relative output error e of the layer finished last, 0 to 1."""
+    attempt: _builtins.int
+    """Which attempt at meeting the policy or the smallest size this is, from 1; layers_done begins again with each. Not to
+    be taken for Job.attempts. 0: a packed delta, or nothing begun.
+    """
     @_builtins.property
     def eta(self) -> _duration_pb2.Duration:
         """Estimated time to the end. Absent when nothing is known yet."""
@@ -711,10 +759,11 @@ class JobProgress(_message.Message):
         bytes_out: _builtins.int = ...,
         eta: _duration_pb2.Duration | None = ...,
         layer_error: _builtins.float = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["eta", b"eta"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_out", b"bytes_out", "eta", b"eta", "layer_error", b"layer_error", "layers_done", b"layers_done", "layers_total", b"layers_total", "stage", b"stage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "bytes_out", b"bytes_out", "eta", b"eta", "layer_error", b"layer_error", "layers_done", b"layers_done", "layers_total", b"layers_total", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -978,7 +1027,7 @@ class Revision(_message.Message):
     manifest_json: _builtins.str
     """The manifest as stored (docs/delta-format.md)."""
     report_json: _builtins.str
-    """The quality report."""
+    """The quality report as JSON (docs/quality-report.md)."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was published."""

@@ -86,7 +86,7 @@ def _assemble(
     )
     runner = JobRunner(job_log, board, doing.perform, doing.forget, options)
     revisions = Revisions(store)
-    intake = Intake(identity, base, sources, job_log, revisions)
+    intake = Intake(identity, base, sources, job_log, revisions, settings.policy)
     servicer = ModelServicer(base, uploads, intake, board, runner, revisions)
     keep_seconds = settings.upload_keep_hours * 3600
     return servicer, [_register(store, base, registered), _expire(uploads, doing, job_log, keep_seconds)]

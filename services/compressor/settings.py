@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,14 @@ class Settings:
     lease_seconds: float = setting(60.0, "another compressor takes over a job whose owner was silent for this long")
     poll_seconds: float = setting(1.0, "between two looks at the store for jobs of other compressors")
     max_attempts: int = setting(5, "a job that was started this often and never ended fails")
+    policy_max_kl: float | None = setting(
+        None, "KL, nats a token, that a job's report may have if the job sets no limit"
+    )
+    policy_min_agreement: float | None = setting(None, "likewise the least top-1 agreement, 0 to 1")
+    policy_max_accuracy_drop: float | None = setting(
+        None, "likewise the most lost points of accuracy, of evaluated jobs"
+    )
+    policy_max_bits_per_param: float | None = setting(None, "likewise the most stored bits a parameter")
     grace_seconds: float = setting(5.0, "calls get this long to end when the service stops")
     otlp_endpoint: str | None = setting(None, "host:port of an OTLP gRPC collector for traces")
     log_level: str = setting("info", "debug, info, warning or error")
@@ -40,3 +49,19 @@ class Settings:
         for name in ("threads", "upload_quota_bytes", "disk_reserve_bytes", "grace_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name, limit in self.policy.items():
+            most = 1.0 if name == "min_agreement" else math.inf
+            if not 0 <= limit <= most or math.isinf(limit):
+                expected = "0 to 1" if most == 1.0 else "a finite number, 0 or more"
+                raise ValueError(f"policy_{name} is {limit}; expected {expected}")
+
+    @property
+    def policy(self) -> dict[str, float]:
+        """Limits that jobs get where they set none, by name as in deltaserve.v1.QualityPolicy."""
+        limits = {
+            "max_kl": self.policy_max_kl,
+            "min_agreement": self.policy_min_agreement,
+            "max_accuracy_drop": self.policy_max_accuracy_drop,
+            "max_bits_per_param": self.policy_max_bits_per_param,
+        }
+        return {name: limit for name, limit in limits.items() if limit is not None}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from typing import get_args
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -13,12 +15,13 @@ from deltaserve.errors import InvalidArgumentError
 from deltaserve.names import check_name
 from deltaserve.v1 import models_pb2 as pb
 from services.compressor.jobs.records import JobRecord, Progress
+from services.compressor.pipeline.spec import EmbeddingCodec, LinearCodec, Options, Preset
 from services.compressor.revisions import StoredRevision
 from services.compressor.uploads.declaration import Declaration, DeclaredFile, DeclaredTensor, declare
 from services.compressor.uploads.upload import Upload
 
-LINEAR_CODECS = ("sign1", "int2", "int3", "int4", "dense")
-EMBEDDING_CODECS = ("int4", "int3", "int2", "dense")
+_CHOICES = {"codec": get_args(LinearCodec), "embedding_codec": get_args(EmbeddingCodec), "preset": get_args(Preset)}
+_QUALITY_LIMITS = ("max_kl", "min_agreement", "max_accuracy_drop")
 MAX_SAMPLES, MAX_TOKENS = 65_536, 131_072
 
 _STATES = {
@@ -91,23 +94,41 @@ def revision_of(stored: StoredRevision) -> pb.Revision:
     )
 
 
+def default_limits(spec: pb.JobSpec, limits: Mapping[str, float]) -> list[str]:
+    """Fills limits into a spec's policy where it sets none itself; returns the names of those that were filled in."""
+    unset = [name for name in limits if not spec.policy.HasField(name)]  # type: ignore[arg-type]
+    if not spec.evaluation_uri:  # without labelled rows there is no accuracy to limit
+        unset = [name for name in unset if name != "max_accuracy_drop"]
+    for name in unset:
+        setattr(spec.policy, name, limits[name])
+    return unset
+
+
 def check_spec(spec: pb.JobSpec) -> None:
-    """Raises InvalidArgumentError when a spec is bad in itself."""
+    """Raises InvalidArgumentError when a spec, the server's own limits included, is bad in itself."""
     check_name(spec.model, "spec.model")
-    options, field = spec.compression, "spec.compression"
-    _check_choice(options.codec, LINEAR_CODECS, f"{field}.codec")
-    _check_choice(options.embedding_codec, EMBEDDING_CODECS, f"{field}.embedding_codec")
-    if options.group_size % 16:
-        raise InvalidArgumentError(
-            f"{field}.group_size is {options.group_size}; expected 0 or a multiple of 16", field=f"{field}.group_size"
-        )
+    options = spec.compression
+    for name, choices in _CHOICES.items():
+        _check_choice(getattr(options, name), choices, f"spec.compression.{name}")
     limits = {"calibration_samples": MAX_SAMPLES, "calibration_tokens": MAX_TOKENS}
-    for descriptor, value in options.ListFields():  # optional fields are listed when they are set, also to 0
-        limit = limits.get(descriptor.name)
-        if limit is not None and not 1 <= value <= limit:
-            name = f"{field}.{descriptor.name}"
-            raise InvalidArgumentError(f"{name} is {value}; expected 1 to {limit}", field=name)
+    given = {field.name: value for field, value in options.ListFields()}  # optional fields also when they are 0
+    for name, limit in limits.items():
+        if name in given and not 1 <= given[name] <= limit:
+            field = f"spec.compression.{name}"
+            raise InvalidArgumentError(f"{field} is {given[name]}; expected 1 to {limit}", field=field)
+    try:
+        Options(**given).check()
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(
+            f"spec.compression.{error.message}", field=f"spec.compression.{error.field}"
+        ) from error
     _check_policy(spec.policy)
+    if options.smallest and not any(spec.policy.HasField(name) for name in _QUALITY_LIMITS):  # type: ignore[arg-type]
+        raise InvalidArgumentError(
+            "spec.compression.smallest looks for the smallest size that meets the policy, which limits no quality; set "
+            "max_kl, min_agreement or max_accuracy_drop",
+            field="spec.compression.smallest",
+        )
 
 
 def page_token(record: JobRecord) -> str:
@@ -149,6 +170,7 @@ def _progress(progress: Progress) -> pb.JobProgress:
         layers_total=progress.layers_total,
         bytes_out=progress.bytes_out,
         layer_error=progress.layer_error,
+        attempt=progress.attempt,
     )
     if progress.eta_seconds is not None:
         message.eta.CopyFrom(Duration(seconds=int(progress.eta_seconds)))

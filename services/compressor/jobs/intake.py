@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deltaserve.errors import AlreadyExistsError, NotFoundError
@@ -21,13 +22,24 @@ from services.compressor.uploads.inspection import check_folder
 
 @dataclass(frozen=True)
 class Intake:
-    """Creates jobs of one compressor, known by the `identity` of its work folder."""
+    """Creates jobs of one compressor.
+
+    Attributes:
+        identity: of its work folder.
+        base: what fine-tunes must fit.
+        sources: resolves source URIs.
+        job_log: where jobs are kept.
+        revisions: what is published.
+        limits: of the policy that jobs get where they set none, by name. They become part of the job, so that whoever
+            takes it up again, perhaps with other settings, holds it to the same.
+    """
 
     identity: str
     base: Base
     sources: Sources
     job_log: JobLog
     revisions: Revisions
+    limits: Mapping[str, float]
 
     async def create(self, job_id: str, spec: pb.JobSpec) -> JobRecord:
         """Queues a job, or returns the one that this id and spec have made before.
@@ -41,14 +53,17 @@ class Intake:
             DeltaServeError: the spec is bad, or its source is not there, not allowed or not compatible.
         """
         check_name(job_id, "job_id") if job_id else None
-        translate.check_spec(spec)
-        wanted = translate.spec_to_dict(spec)
+        effective = pb.JobSpec()
+        effective.CopyFrom(spec)
+        defaulted = translate.default_limits(effective, self.limits)
+        translate.check_spec(effective)
+        wanted = self._first(job_id, translate.spec_to_dict(effective), defaulted)
         existing = await self._existing(job_id)
         if existing is None:
             await self.revisions.check_free(spec.model)
             await asyncio.to_thread(self._check_source, spec)
-            existing = await self.job_log.create(self._first(job_id, wanted))
-        if existing.spec != wanted:
+            existing = await self.job_log.create(wanted)
+        if existing.asked != wanted.asked:  # the server's own limits may have changed since
             raise AlreadyExistsError(
                 f"job id {job_id!r} is taken by a job of another spec; choose another id", job=job_id
             )
@@ -67,8 +82,8 @@ class Intake:
         for field in ("calibration_uri", "evaluation_uri"):
             self.sources.check_side_file(getattr(spec, field), folder, f"spec.{field}")
 
-    def _first(self, job_id: str, spec: dict[str, object]) -> JobRecord:
+    def _first(self, job_id: str, spec: dict[str, object], defaulted: Sequence[str]) -> JobRecord:
         now = time.time()
         home = self.identity if str(spec.get("source_uri")).startswith(UPLOAD_SCHEME) else ""
         chosen = job_id or f"{str(spec['model'])[:40]}-{uuid.uuid4().hex[:12]}"
-        return JobRecord(job_id=chosen, spec=spec, home=home, created=now, updated=now)
+        return JobRecord(job_id=chosen, spec=spec, defaulted=tuple(defaulted), home=home, created=now, updated=now)

@@ -21,6 +21,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int = 0
     eta_seconds: float | None = None
     layer_error: float = 0.0
+    attempt: int = 0
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +29,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         number: place in the log, from 0. The record with the highest number is the truth.
-        spec: JobSpec as its JSON object.
+        spec: JobSpec as its JSON object, with the limits of the server's own policy that apply.
+        defaulted: names of those limits: the client did not ask for them.
         owner: identity of the compressor that works on it; empty when none does.
         home: identity of the only compressor that can, since the upload is on its disk; empty when any can.
         created: seconds since the epoch; likewise `updated`.
@@ -41,6 +43,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     job_id: str
     number: int = 0
     spec: dict[str, Any]
+    defaulted: tuple[str, ...] = ()
     state: State = "queued"
     owner: str = ""
     home: str = ""
@@ -56,6 +59,13 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     def ended(self) -> bool:
         """Whether no record can follow."""
         return self.state in {"succeeded", "failed", "cancelled"}
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The spec as the client gave it, without the server's own limits; no policy when it set no limit."""
+        policy = {name: limit for name, limit in self.spec.get("policy", {}).items() if name not in self.defaulted}
+        rest = {name: value for name, value in self.spec.items() if name != "policy"}
+        return rest | ({"policy": policy} if policy else {})
 
     @property
     def model(self) -> str:

@@ -151,6 +151,29 @@ def test_compress_names_the_folder(run: Run, peer: Any, checkpoint: Path) -> Non
     assert run("compress", str(checkpoint), "--model", "No Name")[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("flags", "compression"),
+    [
+        (["--preset", "faithful", "--lossless"], {"preset": "faithful", "lossless": True}),
+        (["--bits", "1.5", "--embedding-codec", "sign1"], {"bits_per_param": 1.5, "embedding_codec": "sign1"}),
+        (["--smallest", "--max-kl", "0.1"], {"smallest": True}),
+        (["--codec", "sparse24_int4", "--group-size", "0"], {"codec": "sparse24_int4", "group_size": 0}),
+        ([], {}),
+    ],
+)
+def test_sizes(run: Run, peer: Any, checkpoint: Path, flags: list[str], compression: dict[str, Any]) -> None:
+    assert run("compress", str(checkpoint), "--model", "french", "--job-id", "j1", "--detach", *flags)[0] == 0
+    assert peer.models.jobs["j1"].spec.compression == models_pb2.CompressionOptions(**compression)
+
+
+def test_sizes_that_exclude_each_other_are_told_before_the_upload(run: Run, peer: Any, checkpoint: Path) -> None:
+    status, _, err = run("upload", str(checkpoint), "--model", "french", "--preset", "tiny", "--bits", "2")
+    assert status == 2
+    assert "--preset and --bits exclude each other" in err
+    assert not peer.models.stored
+    assert run("upload", str(checkpoint), "--model", "french", "--bits", "0")[0] == 2
+
+
 def test_a_failed_job_tells_why(run: Run, peer: Any, checkpoint: Path) -> None:
     gate = errors.QualityGateError("KL 0.2 exceeds max_kl 0.1; use more bits", kl=0.2)
     failed = models_pb2.Job(state=models_pb2.JOB_STATE_FAILED, error_status=gate.to_status().SerializeToString())

@@ -24,6 +24,16 @@ async def test_a_job_is_created_with_its_options(peer: Any) -> None:
     assert job.spec.calibration_uri == "train.jsonl"
 
 
+async def test_sizes_are_asked_for_by_name_or_number(peer: Any) -> None:
+    async with AsyncClient(peer.address) as client:
+        named = await client.create_job("french", "upload:u", preset="tiny", lossless=True, job_id="j1")
+        counted = await client.create_job("french", "upload:u", bits_per_param=2.5, job_id="j2")
+        least = await client.create_job("french", "upload:u", smallest=True, max_kl=0.1, job_id="j3")
+    assert named.spec.compression == pb.CompressionOptions(preset="tiny", lossless=True)
+    assert counted.spec.compression == pb.CompressionOptions(bits_per_param=2.5)
+    assert least.spec.compression == pb.CompressionOptions(smallest=True)
+
+
 async def test_a_watch_tells_every_change_and_outlives_a_restart(peer: Any) -> None:
     peer.models.watch_breaks = 2
     peer.models.states = [pb.Job(state=pb.JOB_STATE_RUNNING), pb.Job(state=pb.JOB_STATE_SUCCEEDED, revision_name="r")]

@@ -1,6 +1,7 @@
 """Every bad input gets its status and details, and nothing is lost or published."""
 
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Callable
@@ -240,7 +241,15 @@ async def test_packed_deltas_of_another_base_and_damaged_ones(client: Any, packe
     ("spec", "field"),
     [
         ({"compression": pb.CompressionOptions(codec="int9")}, "spec.compression.codec"),
-        ({"compression": pb.CompressionOptions(embedding_codec="sign1")}, "spec.compression.embedding_codec"),
+        ({"compression": pb.CompressionOptions(embedding_codec="sparse24_int4")}, "spec.compression.embedding_codec"),
+        ({"compression": pb.CompressionOptions(preset="huge")}, "spec.compression.preset"),
+        ({"compression": pb.CompressionOptions(preset="tiny", codec="int4")}, "spec.compression.preset"),
+        ({"compression": pb.CompressionOptions(bits_per_param=2, preset="tiny")}, "spec.compression.bits_per_param"),
+        ({"compression": pb.CompressionOptions(smallest=True, codec="int4")}, "spec.compression.smallest"),
+        ({"compression": pb.CompressionOptions(smallest=True)}, "spec.compression.smallest"),
+        ({"compression": pb.CompressionOptions(bits_per_param=0)}, "spec.compression.bits_per_param"),
+        ({"compression": pb.CompressionOptions(bits_per_param=math.nan)}, "spec.compression.bits_per_param"),
+        ({"compression": pb.CompressionOptions(bits_per_param=math.inf)}, "spec.compression.bits_per_param"),
         ({"compression": pb.CompressionOptions(group_size=17)}, "spec.compression.group_size"),
         ({"compression": pb.CompressionOptions(calibration_samples=0)}, "spec.compression.calibration_samples"),
         ({"compression": pb.CompressionOptions(calibration_tokens=1 << 30)}, "spec.compression.calibration_tokens"),

@@ -15,7 +15,7 @@ import torch
 
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.reader import DeltaReader
-from deltaserve.errors import DrainingError, QualityGateError
+from deltaserve.errors import DrainingError, InvalidArgumentError, QualityGateError
 from deltaserve.rpc.status import error_from_rpc, error_from_status
 from deltaserve.v1 import models_pb2 as pb
 
@@ -51,14 +51,62 @@ async def test_a_folder_becomes_a_revision(client: Any, tune: Callable[..., Path
 
 
 async def test_the_gate_refuses_with_the_report(client: Any, tune: Callable[..., Path], stored: Any) -> None:
-    policy = pb.QualityPolicy(max_kl=1e-12)
+    policy = pb.QualityPolicy(max_kl=1e-12, max_bits_per_param=3)
     await client.create_job(await client.upload(tune("m")), compression=options("sign1"), policy=policy)
     job = (await client.watch())[-1]
     assert job.state == pb.JOB_STATE_FAILED
     error = error_from_status(job.error_status)
     assert isinstance(error, QualityGateError), error
-    assert json.loads(job.report_json)
+    attempts = json.loads(job.report_json)["allocation"]["attempts"]
+    assert len(attempts) > 1
+    assert all(attempt["failures"] for attempt in attempts)
     assert not any(key.startswith("deltas/") for key in stored())
+
+
+async def test_a_miss_is_tried_again_with_more_bits(client: Any, tune: Callable[..., Path]) -> None:
+    source = str(tune("m"))
+    await client.create_job(source, job_id="once", compression=options("sign1"))
+    report = json.loads((await client.watch("once"))[-1].report_json)
+    assert len(report["allocation"]["attempts"]) == 1
+    policy = pb.QualityPolicy(max_kl=report["quality"]["kl"] / 2)
+    await client.create_job(source, compression=options("sign1"), policy=policy)
+    seen = await client.watch()
+    job = seen[-1]
+    assert job.state == pb.JOB_STATE_SUCCEEDED, error_from_status(job.error_status)
+    assert job.progress.attempt > 1
+    told = [s.progress.attempt for s in seen if s.progress.stage == pb.JOB_STAGE_COMPRESSING]
+    assert told == sorted(told)
+    assert (told[0], told[-1]) == (1, job.progress.attempt)
+    again = json.loads(job.report_json)
+    first, *_, last = again["allocation"]["attempts"]
+    assert first["failures"]
+    assert not last["failures"]
+    assert last["bits"] > first["bits"]
+    assert again["quality"]["kl"] <= policy.max_kl
+    assert again["gate"]["passed"]
+
+
+async def test_a_preset_is_a_budget(client: Any, tune: Callable[..., Path], tmp_path: Path) -> None:
+    wanted = pb.CompressionOptions(preset="balanced", lossless=True, **QUICK)
+    await client.create_job(str(tune("m")), compression=wanted)
+    job = (await client.watch())[-1]
+    assert job.state == pb.JOB_STATE_SUCCEEDED, error_from_status(job.error_status)
+    allocation = json.loads(job.report_json)["allocation"]
+    assert (allocation["preset"], allocation["budget_bits"]) == ("balanced", 2)
+    manifest = DeltaReader.open(tmp_path / "store/deltas/m/1", verify=True).manifest
+    assert manifest.sizes is not None
+    floor = 10_000  # bytes of norms, headers and files beside the weights, which weigh in so small a model
+    assert manifest.sizes.delta_bytes < 2 * manifest.sizes.parameters / 8 + floor
+    assert all(entry.codec != "dense" for entry in manifest.tensors if entry.kind == "linear")
+
+
+async def test_options_that_contradict_each_other_make_no_job(client: Any, tune: Callable[..., Path]) -> None:
+    both = pb.CompressionOptions(preset="tiny", bits_per_param=3)
+    error = await client.refused(client.create_job(str(tune("m")), compression=both))
+    assert isinstance(error, InvalidArgumentError)
+    assert error.field == "spec.compression.bits_per_param"
+    assert "preset and bits_per_param are set" in error.message
+    assert not (await client.stub.ListJobs(pb.ListJobsRequest())).jobs
 
 
 async def test_cancelling_ends_the_process_and_leaves_nothing(
