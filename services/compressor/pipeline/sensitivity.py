@@ -22,7 +22,7 @@ from services.compressor.pipeline.hidden import Hidden
 from services.compressor.pipeline.pair import Pair
 
 _LOGITS = 1 << 24  # elements of logits at a time
-_UNSEEN = 0.1  # share of the weight of embedding rows that goes to all rows alike: samples do not show every token
+_UNSEEN_AT_LEAST = 0.01
 _SEED = 0
 
 
@@ -115,7 +115,8 @@ class Backward:
                     parts.append(torch.autograd.grad(normed, hidden, upstream)[0])
             gradient[picked] = torch.cat(parts) if parts else gradient[picked]
             self.after[i] = gradient
-        return Sensitivity(gram / max(self._tokens, 1), power / max(self._tokens, 1))
+        said = torch.cat([b.tokens.roll(-1, dims=1)[p] for b, p in zip(self.batches, self.measured, strict=True)])
+        return Sensitivity(gram / max(self._tokens, 1), _spread(power, said) / max(self._tokens, 1))
 
     def _layer(self, layer: int, weights: Weights) -> dict[str, Sensitivity]:
         grams: dict[str, torch.Tensor] = {}
@@ -147,5 +148,17 @@ class Backward:
             by_row.index_add_(0, batch.tokens.to(device)[valid], sizes.sum(dim=1))
             by_column += sizes.sum(dim=0)
         total = by_row.sum()
-        by_row = ((1 - _UNSEEN) * by_row + _UNSEEN * total / rows) / max(self._tokens, 1)
-        return Sensitivity(torch.diag(by_column / total.clamp_min(1e-30)), by_row)
+        seen = torch.cat([batch.tokens[batch.valid] for batch in self.batches])
+        power = _spread(by_row, seen) / max(self._tokens, 1)
+        return Sensitivity(torch.diag(by_column / total.clamp_min(1e-30)), power)
+
+
+def _spread(power: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    """Returns the power of a vocabulary's rows [V] with a share of it taken to all rows alike: for tokens not yet seen.
+
+    The share is Good and Turing's estimate of how often the next token will be a new one: tokens seen once, out of
+    all that were seen, int64 [T].
+    """
+    counts = torch.bincount(seen, minlength=power.shape[0])
+    share = max(_UNSEEN_AT_LEAST, float((counts == 1).sum()) / max(seen.numel(), 1))
+    return (1 - share) * power + share * power.mean()

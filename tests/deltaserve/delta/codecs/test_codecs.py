@@ -23,6 +23,8 @@ SPARSE24 = ["sparse24_int2", "sparse24_int4"]
 
 
 def params_of(name: str, shape: tuple[int, ...], group: int = 0) -> dict[str, int]:
+    if name.startswith("tiered"):
+        return {"rows": max(1, shape[0] // 3)} | ({"group_size": group} if group else {})
     rank = {"rank": min(*shape, 4)} if name.startswith("lowrank") else {}
     return rank | ({"group_size": group} if group and name.removeprefix("lowrank_") in INTS else {})
 
@@ -338,6 +340,9 @@ def test_rows_decode_alone(name: str) -> None:
         ("sparse_exact", {"changed": 17}, (4, 4)),
         ("sparse_exact", {"changed": 1}, (4,)),
         ("same", {"x": 1}, (4,)),
+        ("tiered_int2", {}, (4, 4)),
+        ("tiered_int2", {"rows": 5}, (4, 4)),
+        ("tiered_sign1", {"rows": 1, "columns": 1}, (4, 4)),
     ],
 )
 def test_bad_parameters_and_shapes_are_refused(name: str, params: dict[str, int], shape: tuple[int, ...]) -> None:
@@ -348,3 +353,25 @@ def test_bad_parameters_and_shapes_are_refused(name: str, params: dict[str, int]
 def test_unknown_codec_is_refused_with_the_choices() -> None:
     with pytest.raises(InvalidArgumentError, match="expected one of sign1, ternary, int2, int3, int4, sparse24"):
         get_codec("int5")
+
+
+def test_listed_rows_are_the_dearest_and_coded_better() -> None:
+    torch.manual_seed(0)
+    delta, power = torch.randn(64, 96), torch.ones(64)
+    dear = torch.tensor([3, 17, 40, 63])
+    power[dear] = 100.0
+    for inner in ("sign1", "ternary", "int2"):
+        codec, params = get_codec(f"tiered_{inner}"), {"rows": 4}
+        planes = codec.encode(delta, None, params, EncodeOptions(row_power=power))
+        assert torch.equal(planes["rows"].long(), dear)
+        errors = (delta - codec.decode(planes, delta.shape, params, torch.float32)).square().mean(dim=1)
+        assert float(errors[dear].max()) < 0.2 * float(errors.median())
+
+
+def test_lists_of_rows_that_do_not_ascend_are_refused() -> None:
+    codec, delta = get_codec("tiered_sign1"), torch.randn(9, 16)
+    for bad in ([2, 2], [5, 1], [-1, 3], [3, 9]):
+        planes = codec.encode(delta, None, {"rows": 2}, EncodeOptions())
+        planes["rows"] = torch.tensor(bad, dtype=torch.int32)
+        with pytest.raises(FormatError, match="do not ascend"):
+            codec.check_planes(planes, delta.shape)
