@@ -527,7 +527,8 @@ class CompressionOptions(_message.Message):
       faithful  at most 4 bits;
       exact     bit for bit the fine-tune, in fewest bytes.
 
-    A budget that the smallest codes exceed, as in very small models, gets these.
+    A budget is an aim: where even the smallest codes exceed it, as in very small models, they are taken. With the
+    policy's `max_bits_per_param` such a job fails instead.
     """
     bits_per_param: _builtins.float
     """A budget of one's own, counted as for `preset`: stored bits a parameter, more than 0."""
