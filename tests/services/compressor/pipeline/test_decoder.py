@@ -63,3 +63,51 @@ def test_config_that_transformers_cannot_build(tmp_path: Path):
     config = make_model().config.to_dict() | {"architectures": ["LlamaForCausalLM"]}
     with pytest.raises(UnsupportedModelError, match="cannot build"):
         Decoder(config | {"hidden_act": "no-such-function"}, CPU)
+
+
+@pytest.mark.parametrize(("architecture", "config"), CONFIGS)
+@torch.no_grad()
+def test_traced_layers_are_the_same_and_taps_are_of_their_linears(
+    tmp_path: Path, architecture: str, config: dict[str, Any]
+):
+    checkpoint = Checkpoint.open(save(make_model(architecture, **config), tmp_path / "m"))
+    pair = Pair(checkpoint, checkpoint, CPU)
+    decoder = Decoder(checkpoint.config, CPU)
+    hidden = torch.randn(2, 11, 32)
+    for layer in range(decoder.layers):
+        weights = pair.tuned_layer(layer)
+        output, taps = decoder.traced(layer, weights, hidden)
+        assert torch.equal(output, decoder.forward(layer, weights, hidden))
+        assert set(taps) == {name for name in weights if name.endswith("proj.weight")}
+        for name, tap in taps.items():
+            expected = tap.input @ weights[name].T + weights.get(name.replace("weight", "bias"), torch.zeros(()))
+            torch.testing.assert_close(tap.output, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_reach_the_taps(tmp_path: Path):
+    """A change of a linear's output moves the layer's output as its gradient says."""
+    checkpoint = Checkpoint.open(save(make_model(attention_bias=True), tmp_path / "m"))
+    decoder, weights = Decoder(checkpoint.config, CPU), Pair(checkpoint, checkpoint, CPU).tuned_layer(1)
+    hidden, upstream = torch.randn(1, 9, 32).requires_grad_(), torch.randn(1, 9, 32)
+    output, taps = decoder.traced(1, weights, hidden)
+    gradients = torch.autograd.grad(output, [tap.output for tap in taps.values()], upstream)
+    for (name, tap), gradient in zip(taps.items(), gradients, strict=True):
+        change = 1e-3 * torch.randn(weights[name].shape[0])
+        bias = name.replace("weight", "bias")
+        moved = weights | {bias: weights.get(bias, torch.zeros_like(change)) + change}
+        if bias not in weights and name.split(".")[1] not in ("o_proj", "down_proj"):
+            continue  # the module has no bias to move
+        expected = float((gradient * change).sum())
+        found = float(((decoder.forward(1, moved, hidden) - output) * upstream).detach().sum())
+        assert found == pytest.approx(expected, rel=0.05, abs=1e-3)
+        assert tap.output.shape == gradient.shape
+
+
+@torch.no_grad()
+def test_taps_end_with_their_call(tmp_path: Path):
+    checkpoint = Checkpoint.open(save(make_model(), tmp_path / "m"))
+    decoder, weights = Decoder(checkpoint.config, CPU), Pair(checkpoint, checkpoint, CPU).tuned_layer(1)
+    taps = decoder.traced(1, weights, torch.randn(1, 9, 32))[1]
+    before = dict(taps)
+    decoder.forward(1, weights, torch.randn(1, 9, 32))
+    assert all(taps[name] is tap for name, tap in before.items())
