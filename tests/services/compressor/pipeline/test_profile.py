@@ -96,7 +96,9 @@ def test_every_coded_tensor_has_candidates_that_are_as_large_as_what_they_store(
 def test_more_bits_cost_less(tmp_path: Path):
     found = profiled(make_pair(tmp_path), tmp_path)
     for name in found.table:
-        costs = [found.one(name, Choice(codec, {"group_size": 16})).cost for codec in ("ternary", "int2", "int3", "int4")]
+        costs = [
+            found.one(name, Choice(codec, {"group_size": 16})).cost for codec in ("ternary", "int2", "int3", "int4")
+        ]
         assert costs == sorted(costs, reverse=True)
         assert costs[-1] > 0.0
 

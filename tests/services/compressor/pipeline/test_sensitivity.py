@@ -45,7 +45,9 @@ def places(batches: list[Batch], after: int = 0) -> list[torch.Tensor]:
     return found
 
 
-def measure(pair: tuple[Path, Path], folder: Path, after: int = 0, limit: int = 1 << 20) -> dict[str, list[Sensitivity]]:
+def measure(
+    pair: tuple[Path, Path], folder: Path, after: int = 0, limit: int = 1 << 20
+) -> dict[str, list[Sensitivity]]:
     both = Pair(Checkpoint.open(pair[0]), Checkpoint.open(pair[1]), CPU)
     decoder = Decoder(both.tuned.config, CPU)
     batches, memory = make_batches(sequences(), 256), Memory(limit)

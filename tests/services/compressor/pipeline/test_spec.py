@@ -29,7 +29,10 @@ def test_defaults(tmp_path: Path):
         ({"options": {"group_size": 24}}, "group_size is 24"),
         ({"options": {"codec": "int4", "preset": "tiny"}}, "codec and preset are set; expected at most one"),
         ({"options": {"preset": "tiny", "bits_per_param": 2.0}}, "preset and bits_per_param are set"),
-        ({"options": {"bits_per_param": 2.0, "smallest": True}, "policy": {"max_kl": 1}}, "bits_per_param and smallest"),
+        (
+            {"options": {"bits_per_param": 2.0, "smallest": True}, "policy": {"max_kl": 1}},
+            "bits_per_param and smallest",
+        ),
         ({"options": {"codec": "int2", "preset": "exact", "smallest": True}}, "codec and preset and smallest"),
         ({"options": {"bits_per_param": -1.0}}, "bits_per_param is -1"),
         ({"options": {"bits_per_param": 0.0}}, "bits_per_param is 0"),
