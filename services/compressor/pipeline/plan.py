@@ -100,7 +100,7 @@ class Planner:
             return self._capped(table, under_cost(table, self.policy.max_kl / _MARGIN))
         if self.bits is None:
             raise ValueError("a plan needs a codec, a budget, or a policy to be met by the smallest size")
-        return under_budget(table, self._bytes(self.bits))
+        return self._capped(table, under_budget(table, self._bytes(self.bits)))
 
     def _following(self, table: Table, attempts: Sequence[Attempt]) -> Allocation | None:
         last = attempts[-1]

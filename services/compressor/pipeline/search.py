@@ -12,7 +12,7 @@ import torch
 
 from deltaserve.delta.classes import classify
 from deltaserve.delta.headers import DTYPE_BYTES
-from deltaserve.delta.manifest import Manifest, TensorClass
+from deltaserve.delta.manifest import MANIFEST_FILE, Manifest, TensorClass
 from services.compressor.pipeline.assembly import Assembly
 from services.compressor.pipeline.batches import make_batches
 from services.compressor.pipeline.choices import EXACT, Choice, Chooser
@@ -135,6 +135,7 @@ class Search:
     def _try(
         self, plan: Plan, profiler: Profiler, models: Models, attempts: list[Attempt], *, again: bool = False
     ) -> tuple[Attempt, Outcome]:
+        (self.spec.out / MANIFEST_FILE).unlink(missing_ok=True)  # a former attempt is no result while this one is made
         priors = profiler.priors()
         self.progress.attempting(len(attempts) + (not again))
         self.parts.begin(coding_of_parts(plan.choices, self.decoder.layers, profiled=bool(priors)))

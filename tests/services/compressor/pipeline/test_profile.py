@@ -36,7 +36,7 @@ class Profiled:
         decoder = Decoder(self.pair.tuned.config, CPU)
         self.profiler = Profiler(self.pair, decoder, Memory(1 << 24), work, asked, pinned)
         assert self.profiler.load() is None
-        assert self.profiler.metric() is None
+        assert self.profiler.priors() == {}
         random = torch.Generator().manual_seed(5)
         batches = make_batches(torch.randint(8, VOCABULARY, (8, 24), generator=random).tolist())
         measured = [batch.valid.clone() for batch in batches]
@@ -154,12 +154,14 @@ def test_pinned_classes_have_no_choice(tmp_path: Path):
     assert len(found.table[UP]) > 3
 
 
-def test_a_profile_is_kept_with_the_metric(tmp_path: Path):
+def test_a_profile_is_kept_with_what_it_tells_of_embeddings(tmp_path: Path):
     found = profiled(make_pair(tmp_path), tmp_path)
     assert found.profiler.load() == found.profile == Profile(dict(sorted(found.table.items())))
-    metric = found.profiler.metric()
-    assert metric is not None
-    gram = metric.gram
+    prior = found.profiler.priors()[EMBEDDING]
+    assert prior.power is not None
+    assert prior.power.shape == (VOCABULARY,)
+    assert float(prior.power.min()) > 0  # tokens that the sample does not show may come
+    gram = prior.curvature.gram
     assert gram.shape == (32, 32)
     torch.testing.assert_close(gram, gram.T)
     assert float(torch.linalg.eigvalsh(gram).min()) > 0
