@@ -53,6 +53,8 @@ def _compress(spec: Spec) -> None:
         os.dup2(2, 1)
         (spec.work / ERROR_FILE).unlink(missing_ok=True)
         run(spec, Progress(lines))
+    if torch.device(spec.device).type == "cuda":
+        log.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / (1 << 30))
 
 
 if __name__ == "__main__":

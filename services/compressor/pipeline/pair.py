@@ -116,7 +116,8 @@ class Pair:
         ready = self.packed(name)
         if ready is not None:
             return ready
-        return code_exact(name, self.tuned.read(name), self.base_fitted(name), self.base_name(name))
+        tuned, base = self.tuned.read(name).to(self.device), self.base_fitted(name).to(self.device)
+        return code_exact(name, tuned, base, self.base_name(name))
 
     def base_name(self, name: str) -> str:
         """Returns the name of the base's tensor that a fine-tune's tensor is a delta of."""
