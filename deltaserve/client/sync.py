@@ -19,6 +19,16 @@ from deltaserve.v1 import admin_pb2, inference_pb2, models_pb2
 T = TypeVar("T")
 
 
+_SETTLE_SECONDS = 1.0
+
+
+async def _settle() -> None:
+    """Waits until nothing else runs on the loop, or for a second."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others, timeout=_SETTLE_SECONDS)
+
+
 class _LoopThread:
     """An event loop that runs in a daemon thread until it is stopped."""
 
@@ -42,6 +52,7 @@ class _LoopThread:
     def stop(self) -> None:
         """Ends the loop and the thread."""
         if not self.loop.is_closed():
+            self.run(_settle())  # gRPC's own tasks of a call that was cancelled end a moment after it
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join()
             self.loop.close()
