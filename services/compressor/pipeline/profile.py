@@ -13,7 +13,7 @@ from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import EMBEDDING, LM_HEAD, classify
 from deltaserve.delta.codecs import EncodeOptions, get_codec
 from deltaserve.delta.codecs.lowrank import RANK
-from deltaserve.delta.coding import code_exact
+from deltaserve.delta.coding import exact_codec
 from deltaserve.delta.manifest import TensorClass
 from deltaserve.delta.spectrum import factorise
 from deltaserve.files import publish, temp_beside
@@ -124,8 +124,7 @@ class Profiler:
         found = []
         for choice in choices:
             if choice.codec == EXACT:
-                exact = code_exact(name, self._pair.tuned.read(name), self._pair.base_fitted(name), "")
-                size = Choice(exact.entry.codec, exact.entry.params).stored_bytes(header.shape, header.dtype, name)
+                size = Choice(*exact_codec(tuned, base, header.dtype)).stored_bytes(header.shape, header.dtype, name)
                 found.append(Candidate(choice, size, 0.0))
                 continue
             error = delta - _decoded(choice, delta, sensitivities[0], factors, rows)
