@@ -67,8 +67,8 @@ def _rows(seconds: float, peaks: Peaks, device: torch.device) -> list[Row]:
         ("host memory, of no file", peaks.private / 1e9, MAX_HOST_GB, "GB"),
     ]
     if on_gpu:
+        rows += [("GPU memory in use", peaks.device / 1e9, MAX_DEVICE_GB, "GB")] if peaks.device else []
         rows += [
-            ("GPU memory in use", peaks.device / 1e9, MAX_DEVICE_GB, "GB"),
             ("GPU memory reserved", peaks.reserved / 1e9, MAX_DEVICE_GB, "GB"),
             ("GPU memory allocated", peaks.allocated / 1e9, MAX_DEVICE_GB, "GB"),
         ]

@@ -148,9 +148,13 @@ def _sample_host(pid: int, peaks: Peaks) -> None:
             time.sleep(_SAMPLE_SECONDS)
 
 
-def _watch_gpu(gpu: int, peaks: Peaks) -> subprocess.Popen[str]:
+def _watch_gpu(gpu: int, peaks: Peaks) -> subprocess.Popen[str] | None:
     query = ["nvidia-smi", f"--id={gpu}", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
-    before = int(subprocess.run(query, check=True, capture_output=True, text=True).stdout)
+    try:
+        before = int(subprocess.run(query, check=True, capture_output=True, text=True).stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        sys.stderr.write(f"nvidia-smi tells nothing, so the GPU's memory in use is not sampled: {error}\n")
+        return None
     process = subprocess.Popen([*query, "-lms", str(int(_SAMPLE_SECONDS * 1000))], stdout=subprocess.PIPE, text=True)
 
     def follow() -> None:
