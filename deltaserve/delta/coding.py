@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 
@@ -10,8 +11,9 @@ from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import classify
 from deltaserve.delta.codecs import EncodeOptions, Params, get_codec
 from deltaserve.delta.codecs.lowrank import DTYPE, DTYPES, LEFT, RANK, RIGHT
-from deltaserve.delta.codecs.sparse_exact import CHANGED, changes
+from deltaserve.delta.codecs.sparse_exact import CHANGED, changes, unchanged
 from deltaserve.delta.dtypes import SAFETENSORS_DTYPES
+from deltaserve.delta.headers import DTYPE_BYTES
 from deltaserve.delta.manifest import TensorEntry
 from deltaserve.delta.packed import PackedTensor, planes_sha256
 from deltaserve.errors import InvalidArgumentError
@@ -81,17 +83,39 @@ def code_exact(name: str, tuned: torch.Tensor, base: torch.Tensor, base_name: st
     Raises:
         InvalidArgumentError: NaN or infinity in W_f.
     """
-    whole = code_dense(name, tuned)
-    values = changes(tuned, base.to(tuned.device))
-    changed = int((~torch.isnan(values)).sum())
-    if changed == 0:
+    if not bool(torch.isfinite(tuned).all()):
+        raise InvalidArgumentError(f"tensor {name!r} holds NaN or infinity; expected finite values", tensor=name)
+    codec, params = exact_codec(tuned, base, SAFETENSORS_DTYPES[tuned.dtype])
+    if codec == "same":
         return code_same(name, tuned.shape, tuned.dtype, base_name)
-    if tuned.dim() != 2:
-        return whole
+    if codec == "dense":
+        return code_dense(name, tuned)
+    planes = get_codec(codec).encode(changes(tuned, base.to(tuned.device)), None, params, _DEFAULTS)
+    return _packed(name, tuned.shape, tuned.dtype, codec, base_name, params, planes)
+
+
+def exact_codec(tuned: torch.Tensor, base: torch.Tensor, dtype: str) -> tuple[str, dict[str, int]]:
+    """Returns codec and parameters that store a tensor bit for bit in fewest bytes, without coding it.
+
+    Args:
+        tuned: W_f in its own dtype or one that holds all its values.
+        base: W_b likewise, of the same shape.
+        dtype: safetensors dtype that W_f is stored in.
+    """
+    changed = tuned.numel() - int(unchanged(tuned, base.to(tuned.device)).sum())
+    if changed == 0:
+        return "same", {}
     params = {CHANGED: changed}
-    planes = get_codec("sparse_exact").encode(values, None, params, _DEFAULTS)
-    sparse = _packed(name, tuned.shape, tuned.dtype, "sparse_exact", base_name, params, planes)
-    return sparse if sparse.nbytes < whole.nbytes else whole
+    if tuned.dim() == 2 and _bytes("sparse_exact", tuned.shape, dtype, params) < _bytes(
+        "dense", tuned.shape, dtype, {}
+    ):
+        return "sparse_exact", params
+    return "dense", {}
+
+
+def _bytes(codec: str, shape: Sequence[int], dtype: str, params: Params) -> int:
+    specs = get_codec(codec).plane_specs(shape, dtype, params)
+    return sum(prod(spec.shape) * DTYPE_BYTES[spec.dtype] for spec in specs.values())
 
 
 def code_factors(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from deltaserve.delta.calibration import Curvature
-from deltaserve.delta.grid import best_scale, code_of_zero, quantise
+from deltaserve.delta.grid import best_scale, code_of_zero, nearest, reciprocal
 
 _BLOCK = 128
 
@@ -33,6 +33,7 @@ def gptq(
     rest = target.T.contiguous()  # columns become rows: every step below works on contiguous memory
     codes = torch.empty(rest.shape, dtype=torch.uint8, device=rest.device)
     scales: list[torch.Tensor] = []
+    inverse = rest.new_zeros(())
     for begin, end in _blocks(rest.shape[0], group):
         triangle = factor[begin:end, begin:end]
         errors = torch.empty_like(rest[begin:end])
@@ -40,7 +41,12 @@ def gptq(
             column = begin + i
             if column % group == 0:
                 scales.append(_group_scale(rest, factor, column, group, levels))
-            codes[column], errors[i] = _code_column(rest[column], scales[-1], triangle[i, i], levels)
+                inverse = reciprocal(scales[-1])
+            # on a GPU the time of this loop is the number of its kernels
+            code = nearest(rest[column], inverse, levels)
+            codes[column] = code
+            decoded = code.sub_(code_of_zero(levels)).mul_(scales[-1])
+            torch.div(rest[column] - decoded, triangle[i, i], out=errors[i])
             rest[column:end].addr_(triangle[i, i:], errors[i], alpha=-1)
         rest[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
     return codes.T.contiguous(), torch.stack(scales, dim=1)
@@ -56,12 +62,3 @@ def _group_scale(rest: torch.Tensor, factor: torch.Tensor, begin: int, group: in
     values = rest[begin : begin + group].T.contiguous()
     cost = factor.diagonal()[begin : begin + group].square().reciprocal()
     return best_scale(values, cost / cost.mean(), levels)
-
-
-def _code_column(
-    values: torch.Tensor, scale: torch.Tensor, pivot: torch.Tensor, levels: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns one column's codes and its errors divided by the pivot, both [N]."""
-    codes = quantise(values, scale, levels)
-    decoded = (codes - code_of_zero(levels)) * scale
-    return codes.to(torch.uint8), (values - decoded) / pivot

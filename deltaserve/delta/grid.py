@@ -24,9 +24,17 @@ def code_of_zero(levels: int) -> float:
 
 def quantise(values: torch.Tensor, scale: torch.Tensor, levels: int) -> torch.Tensor:
     """Returns the nearest codes, float32 like `values`; `scale` broadcasts, and zero scales give any code."""
-    inverse = torch.where(scale > 0, 1.0 / scale, 0.0)
-    codes = (values * inverse).add_(code_of_zero(levels)).round_()
-    return codes.clamp_(0, levels - 1)
+    return nearest(values, reciprocal(scale), levels)
+
+
+def reciprocal(scale: torch.Tensor) -> torch.Tensor:
+    """Returns 1 / scale, 0 where the scale is 0."""
+    return torch.where(scale > 0, 1.0 / scale, 0.0)
+
+
+def nearest(values: torch.Tensor, inverse: torch.Tensor, levels: int) -> torch.Tensor:
+    """Does what `quantise` does, given the reciprocal of the scale."""
+    return (values * inverse).add_(code_of_zero(levels)).round_().clamp_(0, levels - 1)
 
 
 def round_scale(scale: torch.Tensor) -> torch.Tensor:

@@ -105,7 +105,7 @@ class IntN:
         columns = values.shape[1]
         pad = -columns % group
         groups = torch.nn.functional.pad(values, (0, pad)).view(values.shape[0], -1, group)
-        weights = torch.ones(columns) if diagonal is None else diagonal / diagonal.mean().clamp_min(1e-30)
+        weights = values.new_ones(columns) if diagonal is None else diagonal / diagonal.mean().clamp_min(1e-30)
         weights = torch.nn.functional.pad(weights, (0, pad)).view(-1, group)
         scale = best_scale(groups, None if diagonal is None and not pad else weights, self.levels)
         codes = quantise(groups, scale.unsqueeze(-1), self.levels).flatten(1)[:, :columns]

@@ -27,6 +27,7 @@ from deltaserve.delta.codecs.lowrank import LEFT, RANK, RIGHT, LowRank
 from deltaserve.delta.codecs.sign1 import Sign1
 
 _FACTORS = LowRank()
+_CHUNK_ELEMENTS = 32 << 20  # bounds the temporaries of coding large matrices
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,15 @@ class Residual:
         """Codes Δ [N, K]: the best factors of that rank under Ĥ first, then the rest."""
         self.check_params(params, values.shape)
         factors = _FACTORS.encode(values, curvature, {RANK: params[RANK]}, options)
-        rest = values - _FACTORS.decode(factors, values.shape, {}, torch.float32)
-        return factors | self.inner.encode(rest, curvature, _inner(params), options)
+        left, right = factors[LEFT].float(), factors[RIGHT].float()
+        inner = _inner(params)
+        by_row = all(spec.rows == "each" for spec in self.inner.plane_specs(values.shape, "F32", inner).values())
+        rows = max(1, _CHUNK_ELEMENTS // values.shape[1]) if by_row else values.shape[0]
+        parts = [
+            self.inner.encode(part - near @ right, curvature, inner, options)
+            for part, near in zip(torch.split(values, rows), torch.split(left, rows), strict=True)
+        ]
+        return factors | {plane: torch.cat([part[plane] for part in parts]) for plane in parts[0]}
 
     def check_planes(self, planes: Planes, shape: Sequence[int]) -> None:
         """Checks the factors and the inner codec's planes."""

@@ -94,6 +94,10 @@ class SparseExact:
 
 def changes(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """Returns W_f [N, K] in its own dtype, NaN where W_b, of whatever dtype, is the same number (zeros by sign)."""
+    return tuned.masked_fill(unchanged(tuned, base), float("nan"))
+
+
+def unchanged(tuned: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """Tells where W_f is the same number as W_b (zeros by sign), Bool [N, K]; the dtypes may differ."""
     wide, reference = tuned.float(), base.float()
-    same = (wide == reference) & (torch.signbit(wide) == torch.signbit(reference))
-    return torch.where(same, torch.full_like(tuned, float("nan")), tuned)
+    return (wide == reference) & (torch.signbit(wide) == torch.signbit(reference))

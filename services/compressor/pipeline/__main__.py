@@ -52,9 +52,26 @@ def _compress(spec: Spec) -> None:
     with os.fdopen(os.dup(1), "w") as lines:
         os.dup2(2, 1)
         (spec.work / ERROR_FILE).unlink(missing_ok=True)
+        _limit_device(spec)
         run(spec, Progress(lines))
-    if torch.device(spec.device).type == "cuda":
-        log.info("peak GPU memory %.2f GiB", torch.cuda.max_memory_allocated() / (1 << 30))
+        _log_device(spec)
+
+
+def _limit_device(spec: Spec) -> None:
+    device = torch.device(spec.device)
+    if device.type != "cuda":
+        return
+    # beyond its limit the allocator gives back what it only keeps for reuse, so the limit is on what others see used
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    whole = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, spec.device_bytes / whole), device.index)
+
+
+def _log_device(spec: Spec) -> None:
+    device = torch.device(spec.device)
+    if device.type == "cuda":
+        allocated, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+        log.info("device memory: peak %d bytes allocated, %d bytes reserved", allocated, reserved)
 
 
 if __name__ == "__main__":

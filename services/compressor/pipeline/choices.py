@@ -11,7 +11,6 @@ from deltaserve.delta.codecs import get_codec
 from deltaserve.delta.codecs.intn import GROUP_SIZE
 from deltaserve.delta.codecs.lowrank import RANK
 from deltaserve.delta.codecs.sign1 import COLUMNS
-from deltaserve.delta.codecs.sparse_exact import CHANGED
 from deltaserve.delta.codecs.tiered import ROWS
 from deltaserve.delta.headers import DTYPE_BYTES
 from deltaserve.delta.manifest import TensorClass
@@ -50,11 +49,6 @@ class Choice(msgspec.Struct, frozen=True):
         specs = codec.plane_specs(shape, dtype, self.params)
         planes = sum(prod(spec.shape) * DTYPE_BYTES[spec.dtype] for spec in specs.values())
         return planes + len(specs) * (_PLANE_HEADER + len(name))
-
-
-def exact_codes(changed: int) -> list[Choice]:
-    """Returns what EXACT may stand for when so many values of a matrix differ from the base's."""
-    return [Choice("dense"), Choice("sparse_exact", {CHANGED: changed})] if changed else [Choice("same")]
 
 
 class Chooser(msgspec.Struct, frozen=True):

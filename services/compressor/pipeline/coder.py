@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -107,42 +107,52 @@ class Coder:
         parts, served = [], torch.empty_like(base)
         lost = size = 0.0
         for chunk in self._chunks(choice, base.shape):
-            delta = tuned[chunk] - base[chunk]
-            part = self._encode(name, choice, delta, tuned[chunk], statistics)
-            decoded = part.to(base.device).decode()
-            served[chunk] = base[chunk] + decoded
-            curvature = statistics.curvature if statistics else None
-            energy = float(delta.square().sum(dtype=torch.float64))
-            lost, size = lost + relative_error(delta, decoded, curvature) * energy, size + energy
+            part = self._encode(name, choice, self._target(choice, base[chunk], tuned[chunk], statistics), statistics)
             parts.append(part)
+            decoded = part.to(base.device).decode()  # at once, as a restarted run decodes it
+            torch.add(base[chunk], decoded, out=served[chunk])
+            for rows in _blocks(decoded.shape):
+                delta = tuned[chunk][rows] - base[chunk][rows]
+                energy = float(delta.square().sum(dtype=torch.float64))
+                error = relative_error(delta, decoded[rows], statistics.curvature if statistics else None)
+                lost, size = lost + error * energy, size + energy
         return Coded(_joined(parts), served, lost / size if size else 0.0)
 
     def _chunks(self, choice: Choice, shape: torch.Size) -> list[slice]:
         """Returns blocks of rows; one where a plane is shared by all rows."""
         specs = get_codec(choice.codec).plane_specs(shape, "F32", choice.params)
         whole = any(spec.rows != "each" for spec in specs.values())
-        rows = shape[0] if whole else max(1, _CHUNK_ELEMENTS // shape[1])
-        return [slice(begin, begin + rows) for begin in range(0, shape[0], rows)]
+        return [slice(0, shape[0])] if whole else _blocks(shape)
 
-    def _encode(
-        self, name: str, choice: Choice, delta: torch.Tensor, tuned: torch.Tensor, statistics: Statistics | None
-    ) -> PackedTensor:
-        target, curvature = delta, None
-        if statistics is not None:
-            curvature = statistics.curvature
-            if statistics.cross is not None and choice.codec not in _SYMMETRIC:
-                ridge = _RIDGE.get(choice.codec, _INT_RIDGE)
-                target = asymmetric_target(delta, tuned, statistics.cross, curvature, ridge)
+    def _target(
+        self, choice: Choice, base: torch.Tensor, tuned: torch.Tensor, statistics: Statistics | None
+    ) -> torch.Tensor:
+        """Returns what is coded for Δ: Δ itself, or the asymmetric target."""
+        target = tuned - base
+        if statistics is not None and statistics.cross is not None and choice.codec not in _SYMMETRIC:
+            ridge = _RIDGE.get(choice.codec, _INT_RIDGE)
+            for rows in _blocks(target.shape):
+                target[rows] = asymmetric_target(
+                    target[rows], tuned[rows], statistics.cross, statistics.curvature, ridge
+                )
+        return target
+
+    def _encode(self, name: str, choice: Choice, target: torch.Tensor, statistics: Statistics | None) -> PackedTensor:
         return code_delta(
             name,
             target,
             TORCH_DTYPES[self.pair.tuned.tensors[name].dtype],
             choice.codec,
             base=self.pair.base_name(name),
-            curvature=curvature,
+            curvature=None if statistics is None else statistics.curvature,
             params=choice.params,
             options=_ENCODING if statistics is None else replace(_ENCODING, row_power=statistics.power),
         )
+
+
+def _blocks(shape: Sequence[int]) -> list[slice]:
+    rows = max(1, _CHUNK_ELEMENTS // shape[1])
+    return [slice(begin, min(begin + rows, shape[0])) for begin in range(0, shape[0], rows)]
 
 
 def _joined(parts: list[PackedTensor]) -> PackedTensor:

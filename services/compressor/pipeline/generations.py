@@ -23,7 +23,7 @@ from services.compressor.pipeline.text import Tokenizer
 PROMPTS = 4
 PROMPT_TOKENS = 128  # the last ones of a longer prompt
 NEW_TOKENS = 40
-MAX_DEVICE_BYTES = 20 << 30  # weights of one model on a GPU
+MAX_DEVICE_BYTES = 16 << 30  # weights of one model on a GPU; reading a large embedding takes 6 GB more
 
 Read = Callable[[str], torch.Tensor]
 """Returns a tensor of one model by the name that it has in the fine-tune, float32."""

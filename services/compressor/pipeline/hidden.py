@@ -12,21 +12,36 @@ from deltaserve.errors import DataLossError
 
 
 class Memory:
-    """Bytes of host memory that hidden states may still take, shared by all of them."""
+    """Bytes that hidden states may still take, shared by all of them: of the device, if it is a GPU, and of the host.
 
-    def __init__(self, limit: int) -> None:
-        self._left = limit
+    What the device has room for stays there: a large model's states go through a layer's stages many times, and their
+    way over the host would take longer than the layer.
+    """
+
+    def __init__(self, limit: int, device_limit: int = 0) -> None:
+        """Takes the limits in bytes; without one for the device, all states lie on the host."""
+        self._left, self._device_left = limit, device_limit
 
     def take(self, count: int) -> bool:
-        """Takes `count` bytes if there are as many left."""
+        """Takes `count` bytes of the host if there are as many left."""
         if count > self._left:
             return False
         self._left -= count
         return True
 
-    def give(self, count: int) -> None:
-        """Gives bytes back."""
-        self._left += count
+    def take_device(self, count: int) -> bool:
+        """Takes `count` bytes of the device if there are as many left."""
+        if count > self._device_left:
+            return False
+        self._device_left -= count
+        return True
+
+    def give(self, states: torch.Tensor) -> None:
+        """Gives the bytes of states back, to where they lay."""
+        if states.device.type == "cpu":
+            self._left += states.nbytes
+        else:
+            self._device_left += states.nbytes
 
 
 class Hidden:
@@ -43,11 +58,19 @@ class Hidden:
         self._end = 0
 
     def __setitem__(self, batch: int, states: torch.Tensor) -> None:
-        states = states.to("cpu", torch.float32).contiguous()
-        if batch in self._held or (batch not in self._places and self._memory.take(states.nbytes)):
+        states = states.float().contiguous()
+        if batch in self._held:
+            self._held[batch] = states.to(self._held[batch].device)
+            return
+        new = batch not in self._places
+        if new and states.device.type != "cpu" and self._memory.take_device(states.nbytes):
             self._held[batch] = states
             return
-        if batch not in self._places:
+        states = states.cpu()
+        if new and self._memory.take(states.nbytes):
+            self._held[batch] = states
+            return
+        if new:
             self._places[batch] = self._end, states.shape
             self._end += states.nbytes
         self._file.seek(self._places[batch][0])
@@ -65,7 +88,8 @@ class Hidden:
 
     def clear(self) -> None:
         """Forgets everything, and gives its memory and disk back."""
-        self._memory.give(sum(states.nbytes for states in self._held.values()))
+        for states in self._held.values():
+            self._memory.give(states)
         self._held.clear()
         self._places.clear()
         self._file.truncate(0)

@@ -92,16 +92,21 @@ class Pair:
 
     def tuned_tensor(self, name: str) -> torch.Tensor:
         """Returns W_f in float32. Raises InvalidArgumentError when it holds NaN or infinity."""
-        return _finite(self.tuned.read(name), name, "the fine-tune").to(self.device, torch.float32)
+        return self._wide(self.tuned.read(name), name, "the fine-tune")
 
     def base_tensor(self, name: str) -> torch.Tensor:
         """Returns W_b in float32, zero-padded or cut to the fine-tune's rows."""
-        return self.base_fitted(name).to(self.device, torch.float32)
+        whole = self._wide(self.base.read(self.base_name(name)), name, "the base")
+        return fit_rows(whole, self.tuned.tensors[name].shape[0])
 
     def base_fitted(self, name: str) -> torch.Tensor:
         """Returns W_b in its own dtype on the CPU, zero-padded or cut to the fine-tune's rows."""
         found = _finite(self.base.read(self.base_name(name)), name, "the base")
         return fit_rows(found, self.tuned.tensors[name].shape[0])
+
+    def _wide(self, tensor: torch.Tensor, name: str, owner: str) -> torch.Tensor:
+        # checked and widened on the device: on the way there torch would widen on the CPU, and copy twice the bytes
+        return _finite(tensor.to(self.device), name, owner).float()
 
     def coded(self) -> dict[str, TensorLike]:
         """Returns the tensors whose deltas are coded, by name."""

@@ -14,12 +14,13 @@ from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import EMBEDDING, LM_HEAD, classify
 from deltaserve.delta.codecs import EncodeOptions, get_codec
 from deltaserve.delta.codecs.lowrank import RANK
+from deltaserve.delta.coding import exact_codec
 from deltaserve.delta.manifest import TensorClass
 from deltaserve.delta.spectrum import factorise
 from deltaserve.files import publish, temp_beside
 from services.compressor.pipeline.allocation import Candidate
 from services.compressor.pipeline.batches import Batch
-from services.compressor.pipeline.choices import EXACT, Choice, Chooser, candidates, exact_codes
+from services.compressor.pipeline.choices import EXACT, Choice, Chooser, candidates
 from services.compressor.pipeline.coder import Statistics
 from services.compressor.pipeline.decoder import Decoder
 from services.compressor.pipeline.hidden import Hidden, Memory
@@ -121,15 +122,16 @@ class Profiler:
     def _candidates(self, name: str, sensitivities: Sequence[Sensitivity]) -> list[Candidate]:
         header = self._pair.tuned.tensors[name]
         kind = classify(name, header.shape)
-        delta = self._pair.tuned_tensor(name).sub_(self._pair.base_tensor(name))
+        base, tuned = self._pair.base_tensor(name), self._pair.tuned_tensor(name)
+        exact = Choice(*exact_codec(tuned, base, header.dtype))
+        delta = tuned.sub_(base)
         choices = self._choices(kind, header.shape)
         measure = Measure(delta, sensitivities, choices, rows=_ROWS if kind == "linear" else delta.shape[0])
         found = []
         for choice in choices:
             if choice.codec == EXACT:
-                changed = int(torch.count_nonzero(delta))
-                sizes = [c.stored_bytes(header.shape, header.dtype, name) for c in exact_codes(changed)]
-                found.append(Candidate(choice, min(sizes), 0.0))
+                size = exact.stored_bytes(header.shape, header.dtype, name)
+                found.append(Candidate(choice, size, 0.0))
             elif (cost := measure.cost(choice)) is not None:
                 found.append(Candidate(choice, choice.stored_bytes(header.shape, header.dtype, name), cost))
         return found

@@ -58,7 +58,7 @@ class Search:
 
     def run(self) -> Outcome:
         """Returns the outcome to deliver: the smallest that meets the policy, else the last attempt's."""
-        memory = Memory(self.spec.memory_bytes)
+        memory = Memory(self.spec.memory_bytes, self.spec.device_bytes * 2 // 5)
         profiler = Profiler(self.pair, self.decoder, memory, self.parts.folder, self._chooser, self._pinned)
         models = Models.over(self.samples, self.decoder, memory, self.spec.work)
         planner = self._planner()

@@ -141,12 +141,13 @@ class Backward:
     def _embedding(self) -> Sensitivity:
         rows, columns = self.pair.tuned.tensors[EMBEDDING].shape
         device = self.decoder.device
-        by_row, by_column = torch.zeros(rows, device=device), torch.zeros(columns, device=device)
+        by_row, by_column = torch.zeros(rows), torch.zeros(columns, device=device)
         for i, batch in enumerate(self.batches):
-            valid = batch.valid.to(device)
-            sizes = self.after[i][valid].square()
-            by_row.index_add_(0, batch.tokens.to(device)[valid], sizes.sum(dim=1))
+            sizes = self.after[i][batch.valid.to(device)].square()
+            # on the CPU: a GPU adds in no fixed order, and a run that begins anew must come to the same bits
+            by_row.index_add_(0, batch.tokens[batch.valid], sizes.sum(dim=1).cpu())
             by_column += sizes.sum(dim=0)
+        by_row = by_row.to(device)
         total = by_row.sum()
         seen = torch.cat([batch.tokens[batch.valid] for batch in self.batches])
         power = _spread(by_row, seen) / max(self._tokens, 1)

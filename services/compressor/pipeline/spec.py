@@ -109,6 +109,7 @@ class Spec(_Strict, frozen=True, kw_only=True):
         threads: torch threads; 0 for torch's own choice.
         base_fingerprint: of the base when the caller knows it, which saves a pass over its weights.
         memory_bytes: most that hidden states take of the host's memory; the rest goes to files in `work`.
+        device_bytes: most of a GPU's memory that a run takes, CUDA's own aside.
     """
 
     base: Path
@@ -123,6 +124,7 @@ class Spec(_Strict, frozen=True, kw_only=True):
     threads: int = 0
     base_fingerprint: str | None = None
     memory_bytes: int = 2 << 30
+    device_bytes: int = 21 << 30
 
     @property
     def out(self) -> Path:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from deltaserve.delta.calibration import Curvature, relative_error, weighted
 from deltaserve.delta.codecs import CODECS, EncodeOptions, get_codec
 from deltaserve.delta.codecs.gain import MAX_BOOST, row_scale
-from deltaserve.delta.coding import code_delta, code_exact
+from deltaserve.delta.coding import code_delta, code_exact, exact_codec
 from deltaserve.delta.dtypes import SAFETENSORS_DTYPES
 from deltaserve.errors import FormatError, InvalidArgumentError
 
@@ -185,6 +185,22 @@ def test_changes_are_exact(dtype: torch.dtype) -> None:
     assert bool(torch.signbit(merged[0, 0]))
     torch.testing.assert_close(base.float() + packed.delta(base), tuned.float(), rtol=1e-6, atol=0)
     assert torch.equal(packed.rows(torch.tensor([5, 1, 5])).isnan(), packed.decode().isnan()[[5, 1, 5]])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 0.97, 1.0])
+def test_the_exact_codec_is_known_without_coding(share: float) -> None:
+    name, base = "model.layers.0.mlp.up_proj.weight", torch.randn(16, 64).bfloat16()
+    tuned = torch.where(torch.rand(16, 64) < share, base + 1, base)
+    entry = code_exact(name, tuned, base, name).entry
+    assert exact_codec(tuned.float(), base.float(), "BF16") == (entry.codec, entry.params)
+
+
+def test_nan_is_refused_by_the_exact_code() -> None:
+    base = torch.randn(4, 16)
+    tuned = base.clone()
+    tuned[2, 3] = float("nan")
+    with pytest.raises(InvalidArgumentError, match="NaN"):
+        code_exact("model.layers.0.mlp.up_proj.weight", tuned, base, "")
 
 
 def test_the_exact_code_is_the_smallest() -> None:

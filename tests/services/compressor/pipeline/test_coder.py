@@ -5,21 +5,24 @@ import torch
 
 from deltaserve.delta.calibration import Moments
 from deltaserve.delta.checkpoint import Checkpoint
+from deltaserve.delta.codecs.intn import GROUP_SIZE
+from deltaserve.delta.codecs.lowrank import RANK
 from services.compressor.pipeline import coder as coder_module
-from services.compressor.pipeline.choices import Choice, uniform
+from services.compressor.pipeline.choices import Choice
 from services.compressor.pipeline.coder import Coder, Statistics
 from services.compressor.pipeline.pair import Pair
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
 
-@pytest.mark.parametrize("codec", ["sign1", "int2", "int4", "dense"])
+@pytest.mark.parametrize("codec", ["sign1", "int2", "int4", "lowrank_int2", "dense"])
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_rows_may_be_coded_in_blocks(
     pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, codec: str, calibrated: bool
 ):
     models = Pair(Checkpoint.open(pair[0]), Checkpoint.open(pair[1]), torch.device("cpu"))
-    coder = Coder(models, {NAME: uniform(codec, 16, models.tuned.tensors[NAME].shape)})
+    params = {RANK: 2} if codec.startswith("lowrank") else {GROUP_SIZE: 16} if codec.startswith("int") else {}
+    coder = Coder(models, {NAME: Choice(codec, params)})
     moments = Moments(32)
     inputs = torch.randn(100, 32)
     moments.add(inputs, inputs + 0.01 * torch.randn(100, 32))

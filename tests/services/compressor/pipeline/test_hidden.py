@@ -28,3 +28,15 @@ def test_clear_gives_memory_back(tmp_path: Path):
     assert not memory.take(1)
     hidden.clear()
     assert memory.take(100)
+
+
+def test_states_stay_on_the_device_while_it_has_room(tmp_path: Path):
+    memory = Memory(0, 100)
+    hidden = Hidden(memory, tmp_path, torch.device("meta"))
+    for _ in range(2):  # written again in the same place
+        hidden[0] = torch.zeros(25, device="meta")
+    assert hidden[0].device.type == "meta"
+    assert not memory.take_device(1)
+    hidden.clear()
+    assert not memory.take(1)
+    assert memory.take_device(100)
