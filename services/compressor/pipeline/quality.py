@@ -117,9 +117,10 @@ def measure_answers(
 ) -> dict[Model, float]:
     """Returns each model's share of rows (0 to 1) that it answers exactly.
 
-    Teacher-forced: with prompt and answer given, the greedy continuation of the prompt is the answer if and only if the
-    most probable token is the right one at every place, and after the last one it is an end. A row counts when this
-    holds for any of its answers.
+    Teacher-forced: with prompt and answer given, the greedy continuation of the prompt is these very tokens if and only
+    if the most probable token is the right one at every place, and after the last one it is an end. A row counts when
+    this holds for any of its answers. A model that writes the right text in another split into tokens is counted as
+    wrong, so shares are somewhat too low, for all models alike.
     """
     right: dict[Model, set[int]] = {model: set() for model in MODELS}
     for i, batch in enumerate(streams["fine_tune"].batches):
