@@ -33,8 +33,8 @@ MAX_TOKENS = 8192
 
 _ROWS = 256  # of a matrix whose errors are measured
 _ROUNDING = EncodeOptions(feedback=False)
-# What error feedback is taken to leave of an error by rounding: with it, predictions for three real fine-tunes were within
-# a third of what was measured (docs/log.md).
+# What error feedback is taken to leave of an error by rounding: with it, predictions for three real fine-tunes were
+# within a third of what was measured (docs/adr/0005).
 _FEEDBACK = 0.75
 # Factors that leave out more than this share of a delta's cost are no candidates: that shrinks the delta, which adds up
 # over layers, and costs are made for noise, which does not.
