@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 
@@ -13,7 +12,7 @@ from deltaserve.delta.codecs import EncodeOptions, Params, get_codec
 from deltaserve.delta.codecs.lowrank import DTYPE, DTYPES, LEFT, RANK, RIGHT
 from deltaserve.delta.codecs.sparse_exact import CHANGED, changes, unchanged
 from deltaserve.delta.dtypes import SAFETENSORS_DTYPES
-from deltaserve.delta.headers import DTYPE_BYTES
+from deltaserve.delta.layout import plane_bytes
 from deltaserve.delta.manifest import TensorEntry
 from deltaserve.delta.packed import PackedTensor, planes_sha256
 from deltaserve.errors import InvalidArgumentError
@@ -115,7 +114,7 @@ def exact_codec(tuned: torch.Tensor, base: torch.Tensor, dtype: str) -> tuple[st
 
 def _bytes(codec: str, shape: Sequence[int], dtype: str, params: Params) -> int:
     specs = get_codec(codec).plane_specs(shape, dtype, params)
-    return sum(prod(spec.shape) * DTYPE_BYTES[spec.dtype] for spec in specs.values())
+    return sum(map(plane_bytes, specs.values()))
 
 
 def code_factors(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import msgspec
 
@@ -12,7 +11,7 @@ from deltaserve.delta.codecs.intn import GROUP_SIZE
 from deltaserve.delta.codecs.lowrank import RANK
 from deltaserve.delta.codecs.sign1 import COLUMNS
 from deltaserve.delta.codecs.tiered import ROWS
-from deltaserve.delta.headers import DTYPE_BYTES
+from deltaserve.delta.layout import plane_bytes
 from deltaserve.delta.manifest import TensorClass
 
 EXACT = "exact"
@@ -47,7 +46,7 @@ class Choice(msgspec.Struct, frozen=True):
         """Returns what is stored for a tensor, its share of the payload's header included; EXACT counts as `dense`."""
         codec = get_codec("dense" if self.codec == EXACT else self.codec)
         specs = codec.plane_specs(shape, dtype, self.params)
-        planes = sum(prod(spec.shape) * DTYPE_BYTES[spec.dtype] for spec in specs.values())
+        planes = sum(map(plane_bytes, specs.values()))
         return planes + len(specs) * (_PLANE_HEADER + len(name))
 
 

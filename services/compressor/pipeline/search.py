@@ -32,6 +32,7 @@ from services.compressor.pipeline.spec import Spec
 
 log = logging.getLogger(__name__)
 
+_SMALLEST_FIRST = 1.1  # bits a parameter with which the search for the smallest size begins if no KL tells where
 _HEADER = 4096  # bytes allowed for the payload's own header, planes of coded tensors not counted
 _KEPT_HEADER = 160  # bytes of such a header that a tensor kept whole takes, its name included
 
@@ -174,6 +175,3 @@ class Search:
                 for a in made
             ],
         }  # fmt: skip
-
-
-_SMALLEST_FIRST = 1.1  # bits a parameter with which the search for the smallest size begins if no KL tells where
