@@ -48,18 +48,19 @@ class DeltaCache:
         else:
             entry.dropping, entry.pinned = True, False
 
-    def update(self, claims: set[str], now: float) -> list[tuple[str, str]]:
+    def update(self, claims: set[str], now: float, first: str = "") -> list[tuple[str, str]]:
         """Takes in what the loader did, then begins what is next.
 
         Args:
             claims: deltas that sequences need.
             now: seconds, of any clock.
+            first: the delta that others gave way to, "" for none; it loads before all others.
 
         Returns:
             Deltas that could not be loaded, with the reason: their sequences have failed.
         """
         failures = [failure for event in self._loader.events() if (failure := self._take_in(event)) is not None]
-        moves = self.residency.moves(claims, now)
+        moves = self.residency.moves(claims, now, first)
         for revision in moves.evict:
             self.weights.pop(revision, None)
             self._loader.forget(revision)

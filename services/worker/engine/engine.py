@@ -89,7 +89,8 @@ class Engine:
         self._send = send
 
     def _schedule(self, now: float) -> Plan:
-        for revision, reason in self.deltas.update(self._scheduler.claims(), now):
+        first = self._scheduler.turns.favoured_revision
+        for revision, reason in self.deltas.update(self._scheduler.claims(), now, first):
             for sequence in self._scheduler.of_revision(revision):
                 self._fail(sequence.id, reason)
         plan = self._scheduler.schedule(now, self.deltas.weights.keys(), self.deltas.residency.blocked())

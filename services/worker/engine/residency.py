@@ -84,8 +84,14 @@ class Residency:
         """Returns the bytes that all deltas take, merged weights and loads under way included."""
         return sum(e.bytes for e in self.entries.values())
 
-    def moves(self, claims: Collection[str], now: float) -> Moves:
-        """Decides the next moves and takes them as done (evictions) or begun (loads, decodes)."""
+    def moves(self, claims: Collection[str], now: float, first: str = "") -> Moves:
+        """Decides the next moves and takes them as done (evictions) or begun (loads, decodes).
+
+        Args:
+            claims: deltas that sequences need.
+            now: seconds, of any clock.
+            first: the delta that others gave way to: the room they left is its own.
+        """
         for revision in claims:
             if revision in self.entries:
                 self.entries[revision].last_used = now
@@ -93,7 +99,7 @@ class Residency:
         for entry in list(self.entries.values()):
             if entry.dropping and (entry.state == "wanted" or self._is_idle(entry, claims)):
                 self._evict(entry, moves)
-        self._begin_loads(moves, claims)
+        self._begin_loads(moves, claims, first)
         self._begin_decode(moves, claims)
         return moves
 
@@ -109,9 +115,9 @@ class Residency:
         """Forgets a delta whose load failed; unknown ones are ignored."""
         self.entries.pop(revision, None)
 
-    def _begin_loads(self, moves: Moves, claims: Collection[str]) -> None:
+    def _begin_loads(self, moves: Moves, claims: Collection[str], first: str) -> None:
         wanted = [e for e in self.entries.values() if e.state == "wanted"]
-        for entry in sorted(wanted, key=lambda e: e.revision not in claims):  # stable: then in order of arrival
+        for entry in sorted(wanted, key=lambda e: (e.revision != first, e.revision not in claims)):  # then by arrival
             excess = sum(e.size for e in self.entries.values() if e.in_memory) + entry.size - self.budget
             idle = [e for e in self.entries.values() if self._is_idle(e, claims) and not e.pinned]
             victims = _enough(idle, [e.size for e in idle], excess)

@@ -183,9 +183,14 @@ class Scheduler:
         return loser is not None
 
     def _may_yield(self, revision: str, starving: Sequence) -> bool:
-        """Whether a delta may give way: to nobody of lower priority, and when it only waits, to nobody behind it."""
+        """Whether a delta may give way: to nobody of lower priority, and when it only waits, to nobody behind it.
+
+        One that is held back cannot run before the favoured has: if it kept its memory, both would wait for ever.
+        """
         if not revision:
             return False
+        if self.turns.held_back(revision):
+            return True
         if self.turns.has_turn(revision):
             return all(s.rank[0] >= starving.rank[0] for s in self.running if s.revision == revision)
         return all(s.rank > starving.rank for s in self.waiting if s.revision == revision and not s.paused)

@@ -31,6 +31,11 @@ class Turns:
         self.yielded: set[str] = set()
         self.favoured: Sequence | None = None
 
+    @property
+    def favoured_revision(self) -> str:
+        """The delta of the favoured sequence, "" when there is none."""
+        return self.favoured.revision if self.favoured else ""
+
     def has_turn(self, revision: str) -> bool:
         """Whether a sequence of the delta runs; the base always counts as running."""
         return not revision or self._running[revision] > 0

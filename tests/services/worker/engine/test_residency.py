@@ -44,6 +44,14 @@ def test_a_claimed_delta_loads_before_a_prefetched_one():
     assert residency.moves({"claimed"}, 0).load == ["claimed"]
 
 
+def test_the_delta_that_others_gave_way_to_loads_before_earlier_ones():
+    residency = Residency(10, 0)
+    for revision in ("earlier", "favoured"):
+        residency.expect(revision, pinned=False)
+        residency.want(revision, 10, 40)
+    assert residency.moves({"earlier", "favoured"}, 0, first="favoured").load == ["favoured"]
+
+
 def test_what_can_never_fit_is_refused_with_numbers():
     residency = Residency(20, 0)
     bring(residency, "a", 15, pinned=True)
