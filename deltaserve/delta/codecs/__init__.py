@@ -14,6 +14,7 @@ from deltaserve.delta.codecs.sign1 import Sign1
 from deltaserve.delta.codecs.sparse24 import SPARSE24
 from deltaserve.delta.codecs.sparse_exact import SparseExact
 from deltaserve.delta.codecs.tiered import TIERED
+from deltaserve.delta.codecs.vector import VECTORS
 from deltaserve.errors import InvalidArgumentError
 
 __all__ = ["CODECS", "Codec", "EncodeOptions", "Form", "Params", "PlaneSpec", "Planes", "get_codec", "take_rows"]
@@ -22,6 +23,7 @@ _ALL: tuple[Codec, ...] = (
     Sign1(),
     TERNARY,
     *INTS,
+    *VECTORS,
     *SPARSE24,
     LowRank(),
     *RESIDUALS,
