@@ -21,7 +21,7 @@ from services.compressor.pipeline.coder import Statistics
 from services.compressor.pipeline.decoder import Decoder
 from services.compressor.pipeline.hidden import Hidden, Memory
 from services.compressor.pipeline.measure import Measure, metric_of, sample_rows
-from services.compressor.pipeline.pair import Pair
+from services.compressor.pipeline.pair import Layer, Pair
 from services.compressor.pipeline.progress import Progress
 from services.compressor.pipeline.row_sample import ALL
 from services.compressor.pipeline.sensitivity import Backward, Sensitivity
@@ -77,14 +77,14 @@ class Profiler:
         table: dict[str, list[Candidate]] = {}
         ends: dict[str, list[Sensitivity]] = {}
         for part in backward.sensitivities():
-            for name, found in part.items():
+            for name, found in part.found.items():
                 if name in (EMBEDDING, LM_HEAD):  # a tied lm_head is the embedding
                     ends.setdefault(EMBEDDING if self._pair.tuned.tied else name, []).insert(0, found)
                 else:
-                    table[name] = self._candidates(name, [found])
+                    table[name] = self._candidates(name, [found], *_taken(part.layer, name))
             progress.tell()
-        for name, sensitivities in ends.items():
-            table[name] = self._candidates(name, sensitivities)
+        for name, uses in ends.items():
+            table[name] = self._candidates(name, uses, self._pair.base_tensor(name), self._pair.tuned_tensor(name))
         self._keep_priors(ends)
         profile = Profile(dict(sorted(table.items())))
         temp = temp_beside(folder / _TABLE)
@@ -111,10 +111,12 @@ class Profiler:
         save_file(tensors, temp)
         publish(temp, self._work / _PRIORS)
 
-    def _candidates(self, name: str, sensitivities: Sequence[Sensitivity]) -> list[Candidate]:
+    def _candidates(
+        self, name: str, sensitivities: Sequence[Sensitivity], base: torch.Tensor, tuned: torch.Tensor
+    ) -> list[Candidate]:
+        """Returns the candidates of a tensor, of which W_b and W_f are given; the latter is changed."""
         header = self._pair.tuned.tensors[name]
         kind = classify(name, header.shape)
-        base, tuned = self._pair.base_tensor(name), self._pair.tuned_tensor(name)
         exact = Choice(*exact_codec(tuned, base, header.dtype))
         delta = tuned.sub_(base)
         choices = self._choices(kind, header.shape)
@@ -134,3 +136,11 @@ class Profiler:
         if kind in self._pinned:
             return [Choice(EXACT) if asked.codec == "dense" else asked]
         return candidates(shape, self._asked.group_size, embedding=kind != "linear", asked=asked)
+
+
+def _taken(layer: Layer | None, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes W_b and W_f out of a layer that was read."""
+    if layer is None:
+        raise ValueError(f"{name} came without its layer")
+    own = name.removeprefix(layer.prefix)
+    return layer.base.pop(own), layer.tuned.pop(own)
