@@ -1,0 +1,23 @@
+"""How precisely a GPU multiplies while statistics of inputs are gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def tensor_cores() -> Iterator[None]:
+    """Lets a GPU round the factors of float32 products to TF32's 10 bits within; sums stay float32, and so does a CPU.
+
+    Products over calibration tokens are nearly all that compressing a large model computes, and tensor cores make them
+    several times as fast. Both factors of a Gram matrix are rounded alike, so it stays positive semidefinite.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
