@@ -25,7 +25,7 @@ _FEEDBACK = 0.75
 _SHRUNK = 0.02
 # Directions beside a rest in few bits pay only if they hold more of the delta's energy than this many times their share
 # of its values: with 16 bits for each of theirs against what a bit more for all others saves it is 11 to 15 times.
-_WORTH = 4.0
+_WORTH = 8.0
 _CHUNK_ELEMENTS = 32 << 20
 
 
