@@ -65,7 +65,9 @@ def test_a_large_vocabulary_with_a_heavy_tail():
     uses = [Sensitivity(gram(64), heavy_tailed_power(len(delta)))]
     ratios = compare(delta, uses, some_choices(delta), 2048, 512)
     assert len(ratios) == 4
-    assert all(0.98 < ratio < 1.02 for ratio in ratios.values()), ratios
+    # narrow rows err unlike each other, so which of them are listed is less sure
+    limits = {name: 0.05 if name.startswith("tiered") else 0.01 for name in ratios}
+    assert all(abs(ratio - 1) < limits[name] for name, ratio in ratios.items()), ratios
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.7, 1.5])
