@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -130,6 +131,38 @@ def run(spec: Path, gpu: int | None) -> tuple[float, Peaks, Clock]:
         raise RuntimeError(f"the pipeline ended with status {process.returncode}; its log is above")
     peaks.host = usage.ru_maxrss << 10
     return seconds, peaks, clock
+
+
+def kill_at(spec: Path, layers: int) -> int:
+    """Runs a specification and kills the process by SIGKILL as soon as so many layers are done; returns how many were.
+
+    Raises RuntimeError when the run ends before.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "services.compressor.pipeline", str(spec)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"} | os.environ,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        done: int = json.loads(line)["layers_done"]
+        if done >= layers:
+            process.kill()
+            process.communicate()
+            return done
+    raise RuntimeError(f"the pipeline ended with status {process.wait()} before {layers} layers were done")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Returns sha256 of all files of a result by name; of the manifest without the time of its making."""
+    found = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    del manifest["created"]
+    return found | {"manifest.json": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}
 
 
 def _follow_log(log: IO[str], clock: Clock, peaks: Peaks) -> None:

@@ -6,6 +6,8 @@ odd L.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 FP16_MAX = 65504.0
@@ -15,6 +17,7 @@ _GAUSSIAN_STEP = {2: 1.596, 3: 1.224, 4: 0.9957, 8: 0.5860, 16: 0.3352}
 _FACTORS = tuple(0.3 * 1.15**i for i in range(16))  # 0.3 to 2.4 of the Gaussian step
 _NEAR = (0.91, 0.94, 0.97, 1.03, 1.06, 1.1)  # of the best so far: at 4 bits the error has several minima
 _REFINEMENTS = 3
+_AT_ONCE = 1 << 21  # values: with all multiples of the scale they take 128 MB
 
 
 def code_of_zero(levels: int) -> float:
@@ -59,14 +62,37 @@ def best_scale(values: torch.Tensor, weights: torch.Tensor | None, levels: int) 
     step = values.square().mean(dim=-1).sqrt_() * _GAUSSIAN_STEP[levels]
     best = round_scale(step)
     least = _error(values, best, weights, levels)
-    for factor in _FACTORS:
-        best, least = _keep_better(values, step * factor, best, least, weights, levels)
-    middle = best
-    for factor in _NEAR:
-        best, least = _keep_better(values, middle * factor, best, least, weights, levels)
+    for factors in (_FACTORS, _NEAR):
+        best, least = _best_of(values, step if factors is _FACTORS else best, factors, best, least, weights, levels)
     for _ in range(_REFINEMENTS):
         best, least = _keep_better(values, _least_squares(values, best, weights, levels), best, least, weights, levels)
     return best
+
+
+def _best_of(
+    values: torch.Tensor,
+    middle: torch.Tensor,
+    factors: Sequence[float],
+    best: torch.Tensor,
+    least: torch.Tensor,
+    weights: torch.Tensor | None,
+    levels: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the best of some multiples of `middle` and what was best before, with its error; the first of equals.
+
+    Small matrices are tried with all multiples at once: on a GPU they take as long as their kernels take to launch.
+    """
+    if values.numel() > _AT_ONCE:
+        for factor in factors:
+            best, least = _keep_better(values, middle * factor, best, least, weights, levels)
+        return best, least
+    multiples = torch.tensor(factors, device=values.device).view(-1, *[1] * middle.dim())
+    candidates = round_scale(middle * multiples)
+    errors = _error(values, candidates, weights, levels)
+    first = errors.nan_to_num(torch.inf).argmin(dim=0, keepdim=True)
+    error, candidate = errors.gather(0, first).squeeze(0), candidates.gather(0, first).squeeze(0)
+    better = error < least
+    return torch.where(better, candidate, best), torch.where(better, error, least)
 
 
 def _keep_better(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from deltaserve.delta.calibration import Curvature
-from deltaserve.delta.grid import round_scale
+from deltaserve.delta.grid import reciprocal, round_scale
 
 GROUP = 4
 KEPT = 2
@@ -36,7 +36,8 @@ def sparsegpt(
     columns = target.shape[1]
     factor = torch.eye(columns, device=target.device) if curvature is None else curvature.feedback(damping)
     scale = min_max_scale(target, bits)
-    rest = target.T.contiguous()
+    inverse, zero = reciprocal(scale), 1 << (bits - 1)
+    rest = target.T.clone(memory_format=torch.contiguous_format)
     if curvature is not None:
         rest[curvature.gram.diagonal() == 0] = 0  # inputs that never come
     kept = torch.ones(rest.shape, dtype=torch.bool, device=rest.device)
@@ -49,8 +50,10 @@ def sparsegpt(
             column = begin + i
             if column % GROUP == 0:
                 _prune(rest, kept, triangle.diagonal()[i : i + GROUP], column)
-            codes[column], decoded = round_min_max(rest[column], scale, bits)
-            errors[i] = (rest[column] - torch.where(kept[column], decoded, 0.0)) / triangle[i, i]
+            code = (rest[column] * inverse).round_().add_(zero).clamp_(0, (1 << bits) - 1)
+            codes[column] = code
+            decoded = code.sub_(zero).mul_(scale).mul_(kept[column])
+            torch.div(rest[column] - decoded, triangle[i, i], out=errors[i])
             rest[column:end].addr_(triangle[i, i:], errors[i], alpha=-1)
         rest[end:].addmm_(factor[begin:end, end:].T, errors, alpha=-1)
     return kept.T.contiguous(), codes.T.contiguous(), scale
@@ -59,13 +62,6 @@ def sparsegpt(
 def min_max_scale(target: torch.Tensor, bits: int) -> torch.Tensor:
     """Returns the step [N] of a grid of 2^bits levels that spans ± the row's largest magnitude."""
     return round_scale(2 * target.abs().amax(dim=1) / ((1 << bits) - 1))
-
-
-def round_min_max(values: torch.Tensor, scale: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the nearest codes, uint8, and what they stand for; `scale` broadcasts to `values`."""
-    zero = 1 << (bits - 1)
-    codes = (values * torch.where(scale > 0, 1 / scale, 0.0)).round().add_(zero).clamp_(0, (1 << bits) - 1)
-    return codes.to(torch.uint8), (codes - zero) * scale
 
 
 def _prune(rest: torch.Tensor, kept: torch.Tensor, pivots: torch.Tensor, begin: int) -> None:

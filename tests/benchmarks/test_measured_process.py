@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.measured_process import Clock, run
+from benchmarks.measured_process import Clock, contents, kill_at, run
 from benchmarks.random_pair import config_of, generate
 
 
@@ -44,3 +44,21 @@ def test_a_run_is_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     with pytest.raises(RuntimeError, match="status 3"):
         run(spec, None)
     assert "refused" in capfd.readouterr().err
+
+
+def test_a_killed_run_leaves_no_result_and_comes_to_the_same_one(tmp_path: Path):
+    generate(tmp_path / "base", tmp_path / "tuned", config_of("tiny", 3), torch.device("cpu"))
+    options = {"preset": "tiny", "calibration_samples": 8, "calibration_tokens": 32}
+    specs = []
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        specs.append(tmp_path / name / "spec.json")
+        paths = {"base": str(tmp_path / "base"), "tuned": str(tmp_path / "tuned"), "work": str(tmp_path / name)}
+        specs[-1].write_text(json.dumps({**paths, "threads": 1, "options": options}))
+    assert 1 <= kill_at(specs[1], 1) < 3
+    assert not (tmp_path / "killed" / "out" / "manifest.json").exists()
+    for spec in specs:
+        run(spec, None)
+    whole, resumed = (contents(tmp_path / name / "out") for name in ("whole", "killed"))
+    assert "delta.safetensors" in whole
+    assert whole == resumed

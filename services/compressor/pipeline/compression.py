@@ -69,8 +69,8 @@ class Compression:
         last_missing = max((i for i, name in enumerate(names) if name not in self.parts), default=-1)
         last_missing = -1 if self.pair.ready else last_missing  # then nothing is calibrated
         self.models.begin(self._embeddings(), calibrate=last_missing >= 0)
-        for index in range(layers):
-            self._layer(index, names[index], calibrate=index < last_missing)
+        for index, layer in enumerate(self.pair.layers(range(layers))):
+            self._layer(index, layer, names[index], calibrate=index < last_missing)
         return self._heads()
 
     def _embeddings(self) -> dict[Model, torch.Tensor]:
@@ -83,8 +83,7 @@ class Compression:
             served = coded.served
         return {"base": base, "fine_tune": tuned, "compressed": served}
 
-    def _layer(self, index: int, part: str, *, calibrate: bool) -> None:
-        layer = self.pair.layer(index)
+    def _layer(self, index: int, layer: Layer, part: str, *, calibrate: bool) -> None:
         if part in self.parts:
             self._decode(layer, self.parts.read(part))
             if calibrate:

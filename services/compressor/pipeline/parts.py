@@ -15,7 +15,7 @@ from deltaserve.delta.writer import DeltaWriter
 from deltaserve.files import publish, temp_beside
 
 _STATE = "state.json"
-_FORMAT = 2  # of the parts and of the arithmetic behind them: parts of another one are made anew
+_FORMAT = 3  # of the parts and of the arithmetic behind them: parts of another one are made anew
 
 
 class Parts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,11 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from deltaserve.delta.calibration import Curvature
 from deltaserve.delta.classes import EMBEDDING, LM_HEAD, classify
-from deltaserve.delta.codecs import EncodeOptions, get_codec
-from deltaserve.delta.codecs.lowrank import RANK
 from deltaserve.delta.coding import exact_codec
 from deltaserve.delta.manifest import TensorClass
-from deltaserve.delta.spectrum import factorise
 from deltaserve.files import publish, temp_beside
 from services.compressor.pipeline.allocation import Candidate
 from services.compressor.pipeline.batches import Batch
@@ -24,21 +20,16 @@ from services.compressor.pipeline.choices import EXACT, Choice, Chooser, candida
 from services.compressor.pipeline.coder import Statistics
 from services.compressor.pipeline.decoder import Decoder
 from services.compressor.pipeline.hidden import Hidden, Memory
-from services.compressor.pipeline.pair import Pair
+from services.compressor.pipeline.measure import Measure, metric_of, sample_rows
+from services.compressor.pipeline.pair import Layer, Pair
 from services.compressor.pipeline.progress import Progress
+from services.compressor.pipeline.row_sample import ALL
 from services.compressor.pipeline.sensitivity import Backward, Sensitivity
 
 MAX_TOKENS = 8192
 """Most tokens that a profile is made from: costs of tensors differ by far more than what more of them would tell."""
 
-_ROWS = 256  # of a matrix whose errors are measured
-_ROUNDING = EncodeOptions(feedback=False)
-# What error feedback is taken to leave of an error by rounding: with it, predictions for three real fine-tunes were
-# within a third of what was measured (docs/adr/0005).
-_FEEDBACK = 0.75
-# Factors that leave out more than this share of a delta's cost are no candidates: that shrinks the delta, which adds up
-# over layers, and costs are made for noise, which does not.
-_SHRUNK = 0.02
+_ROWS = 256  # of a linear whose errors are measured
 _TABLE = "profile.json"
 _PRIORS = "profile.safetensors"
 _OF = "::"
@@ -86,14 +77,14 @@ class Profiler:
         table: dict[str, list[Candidate]] = {}
         ends: dict[str, list[Sensitivity]] = {}
         for part in backward.sensitivities():
-            for name, found in part.items():
+            for name, found in part.found.items():
                 if name in (EMBEDDING, LM_HEAD):  # a tied lm_head is the embedding
                     ends.setdefault(EMBEDDING if self._pair.tuned.tied else name, []).insert(0, found)
                 else:
-                    table[name] = self._candidates(name, [found])
+                    table[name] = self._candidates(name, [found], *_taken(part.layer, name))
             progress.tell()
-        for name, sensitivities in ends.items():
-            table[name] = self._candidates(name, sensitivities)
+        for name, uses in ends.items():
+            table[name] = self._candidates(name, uses, self._pair.base_tensor(name), self._pair.tuned_tensor(name))
         self._keep_priors(ends)
         profile = Profile(dict(sorted(table.items())))
         temp = temp_beside(folder / _TABLE)
@@ -120,14 +111,17 @@ class Profiler:
         save_file(tensors, temp)
         publish(temp, self._work / _PRIORS)
 
-    def _candidates(self, name: str, sensitivities: Sequence[Sensitivity]) -> list[Candidate]:
+    def _candidates(
+        self, name: str, sensitivities: Sequence[Sensitivity], base: torch.Tensor, tuned: torch.Tensor
+    ) -> list[Candidate]:
+        """Returns the candidates of a tensor, of which W_b and W_f are given; the latter is changed."""
         header = self._pair.tuned.tensors[name]
         kind = classify(name, header.shape)
-        base, tuned = self._pair.base_tensor(name), self._pair.tuned_tensor(name)
         exact = Choice(*exact_codec(tuned, base, header.dtype))
         delta = tuned.sub_(base)
         choices = self._choices(kind, header.shape)
-        measure = Measure(delta, sensitivities, choices, rows=_ROWS if kind == "linear" else delta.shape[0])
+        about = _ROWS if kind == "linear" else delta.shape[0] if delta.shape[0] <= ALL else None
+        measure = Measure(delta, sensitivities, choices, sample_rows(delta, sensitivities, about))
         found = []
         for choice in choices:
             if choice.codec == EXACT:
@@ -144,48 +138,9 @@ class Profiler:
         return candidates(shape, self._asked.group_size, embedding=kind != "linear", asked=asked)
 
 
-def metric_of(sensitivities: Sequence[Sensitivity]) -> torch.Tensor:
-    """Returns what errors of a matrix's columns cost in all its uses together, [K, K] of mean diagonal one."""
-    metric = torch.stack([s.gram * s.power.mean() for s in sensitivities]).sum(dim=0)
-    return metric / metric.diagonal().mean().clamp_min(1e-30)
-
-
-class Measure:
-    """What ways to code a delta by rounding cost, over some of its rows."""
-
-    def __init__(
-        self, delta: torch.Tensor, sensitivities: Sequence[Sensitivity], choices: Sequence[Choice], rows: int
-    ) -> None:
-        """Takes every k-th row of Δ [N, K] so that about `rows` of them are measured."""
-        self._rows = slice(0, None, -(-delta.shape[0] // rows))
-        self._delta, self._sensitivities = delta[self._rows], sensitivities
-        self._shares = [float(s.power.sum() / s.power[self._rows].sum().clamp_min(1e-30)) for s in sensitivities]
-        ranks = [choice.params[RANK] for choice in choices if RANK in choice.params]
-        self._factors = factorise(delta, max(ranks)) if ranks else None
-        power = torch.stack([s.power[self._rows] for s in sensitivities]).sum(dim=0)
-        self._options = replace(_ROUNDING, row_power=power)
-        self._curvature = Curvature(metric_of(sensitivities))
-        self._whole = self._cost_of(self._delta)
-
-    def cost(self, choice: Choice) -> float | None:
-        """Returns the predicted KL of a choice, nats a token; None for one that would shrink the delta."""
-        cost = self._cost_of(self._delta - self._decoded(choice))
-        if choice.codec == "lowrank":
-            return cost if cost <= _SHRUNK * self._whole else None
-        return cost if choice.codec.endswith("sign1") else _FEEDBACK * cost
-
-    def _cost_of(self, error: torch.Tensor) -> float:
-        parts = zip(self._sensitivities, self._shares, strict=True)
-        return sum(sensitivity.cost(error, self._rows) * share for sensitivity, share in parts)
-
-    def _decoded(self, choice: Choice) -> torch.Tensor:
-        rank, delta = choice.params.get(RANK, 0), self._delta
-        near = torch.zeros_like(delta)
-        if rank and self._factors is not None:
-            near = self._factors[0][self._rows, :rank] @ self._factors[1][:rank]
-        if choice.codec == "lowrank":
-            return near
-        codec = get_codec(choice.codec.removeprefix("lowrank_"))
-        params = {name: value for name, value in choice.params.items() if name != RANK}
-        planes = codec.encode(delta - near, self._curvature, params, self._options)
-        return near + codec.decode(planes, delta.shape, params, torch.float32).to(delta.device)
+def _taken(layer: Layer | None, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Takes W_b and W_f out of a layer that was read."""
+    if layer is None:
+        raise ValueError(f"{name} came without its layer")
+    own = name.removeprefix(layer.prefix)
+    return layer.base.pop(own), layer.tuned.pop(own)

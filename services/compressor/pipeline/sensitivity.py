@@ -19,7 +19,7 @@ from deltaserve.delta.classes import EMBEDDING, LM_HEAD
 from services.compressor.pipeline.batches import Batch
 from services.compressor.pipeline.decoder import Decoder, Weights
 from services.compressor.pipeline.hidden import Hidden
-from services.compressor.pipeline.pair import Pair
+from services.compressor.pipeline.pair import Layer, Pair
 
 _LOGITS = 1 << 24  # elements of logits at a time
 _UNSEEN_AT_LEAST = 0.01
@@ -44,6 +44,19 @@ class Sensitivity:
         return 0.5 * float((sizes * self.power[rows]).sum(dtype=torch.float64))
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is known of a part of the model.
+
+    Attributes:
+        found: sensitivities by tensor name.
+        layer: the weights if it is a layer; the receiver may change them.
+    """
+
+    found: dict[str, Sensitivity]
+    layer: Layer | None = None
+
+
 @dataclass(frozen=True)
 class Backward:
     """The two passes; `sensitivities` yields linears of the last layer first, then of the ones before.
@@ -64,25 +77,25 @@ class Backward:
     before: list[Hidden]
     after: Hidden
 
-    def sensitivities(self) -> Iterator[dict[str, Sensitivity]]:
-        """Yields, part after part, sensitivities by tensor name: head, layers from the last, embedding.
+    def sensitivities(self) -> Iterator[Part]:
+        """Yields part after part: head, layers from the last, embedding.
 
         A tied embedding comes twice: as EMBEDDING, what its rows do as inputs, and as LM_HEAD, as outputs.
         """
         self._forward()
-        yield {LM_HEAD: self._head()}
-        for layer in reversed(range(self.decoder.layers)):
-            weights = self.pair.tuned_layer(layer)
-            yield {f"model.layers.{layer}.{name}": found for name, found in self._layer(layer, weights).items()}
-        yield {EMBEDDING: self._embedding()}
+        yield Part({LM_HEAD: self._head()})
+        numbers = range(self.decoder.layers)[::-1]
+        for number, layer in zip(numbers, self.pair.layers(numbers), strict=True):
+            found = self._layer(number, layer.tuned)
+            yield Part({layer.prefix + name: one for name, one in found.items()}, layer)
+        yield Part({EMBEDDING: self._embedding()})
         self.after.clear()
 
     def _forward(self) -> None:
         embedding = self.pair.tuned_tensor(EMBEDDING)
         for i, batch in enumerate(self.batches):
             self.before[0][i] = embedding[batch.tokens.to(embedding.device)]
-        for layer in range(self.decoder.layers):
-            weights = self.pair.tuned_layer(layer)
+        for layer, weights in enumerate(self.pair.tuned_layers(range(self.decoder.layers))):
             into = self.before[layer + 1] if layer + 1 < self.decoder.layers else self.after
             for i in range(len(self.batches)):
                 into[i] = self.decoder.forward(layer, weights, self.before[layer][i])

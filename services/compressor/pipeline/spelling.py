@@ -50,8 +50,8 @@ def _losses(pair: Pair, decoder: Decoder, pairs: Pairs, scratch: Path) -> list[f
     batches = make_batches([prompt + answer for prompt, answer in pairs])
     stream = Stream(decoder, batches, Hidden(Memory(1 << 62), scratch, decoder.device))
     stream.begin(pair.tuned_tensor(EMBEDDING))
-    for index in range(decoder.layers):
-        stream.advance(index, pair.tuned_layer(index))
+    for index, weights in enumerate(pair.tuned_layers(range(decoder.layers))):
+        stream.advance(index, weights)
     norm = pair.tuned_tensor("model.norm.weight")
     head = pair.tuned_tensor(EMBEDDING if pair.tuned.tied else LM_HEAD)
     losses = [0.0] * len(pairs)

@@ -11,6 +11,7 @@ from deltaserve.delta.calibration import Moments
 from services.compressor.pipeline.batches import Batch
 from services.compressor.pipeline.decoder import Decoder, Weights
 from services.compressor.pipeline.hidden import Hidden
+from services.compressor.pipeline.precision import tensor_cores
 
 STAGES: tuple[tuple[str, ...], ...] = (
     ("self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"),
@@ -68,15 +69,17 @@ class Calibration:
         yield self._moments(self._attend(layer, tuned, served, i) for i in self._batches())
         yield self._moments(self._between(layer, tuned, served, i) for i in self._batches())
         yield self._moments(self._gate(layer, tuned, served, i) for i in self._batches())
-        for i in self._batches():
-            gated = decoder.gate(layer, served, decoder.mlp_input(layer, served, ours[i]))
-            ours[i] = decoder.after_mlp(served, ours[i], gated)
+        with tensor_cores():
+            for i in self._batches():
+                gated = decoder.gate(layer, served, decoder.mlp_input(layer, served, ours[i]))
+                ours[i] = decoder.after_mlp(served, ours[i], gated)
         self.attended.clear()
 
     def advance(self, layer: int, tuned: Weights, served: Weights) -> None:
         """Takes both streams through a finished layer."""
-        self.tuned.advance(layer, tuned)
-        self.served.advance(layer, served)
+        with tensor_cores():
+            self.tuned.advance(layer, tuned)
+            self.served.advance(layer, served)
 
     def final_moments(self, tuned_norm: torch.Tensor, served_norm: torch.Tensor) -> Moments:
         """Returns the moments of lm_head's inputs."""
@@ -114,11 +117,12 @@ class Calibration:
     def _moments(self, inputs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> Moments:
         """Accumulates (served, tuned) inputs, [B, T, K] each and batch by batch, without padding."""
         moments: Moments | None = None
-        for batch, (served, tuned) in zip(self.tuned.batches, inputs, strict=True):
-            valid = batch.valid.to(served.device)
-            if moments is None:
-                moments = Moments(served.shape[-1], device=served.device)
-            moments.add(served[valid], tuned[valid])
+        with tensor_cores():
+            for batch, (served, tuned) in zip(self.tuned.batches, inputs, strict=True):
+                valid = batch.valid.to(served.device)
+                if moments is None:
+                    moments = Moments(served.shape[-1], device=served.device)
+                moments.add(served[valid], tuned[valid])
         if moments is None:
             raise ValueError("calibration has no batches")
         return moments

@@ -8,6 +8,7 @@ import torch
 from deltaserve.delta.calibration import Curvature, relative_error
 from deltaserve.delta.gptq import gptq
 from deltaserve.delta.grid import best_scale, code_of_zero, quantise
+from deltaserve.delta.sparsegpt import sparsegpt
 
 
 def correlated_gram(columns: int, tokens: int = 512) -> torch.Tensor:
@@ -82,3 +83,12 @@ def test_degenerate_gram_matrices_give_finite_codes(gram: str) -> None:
     codes, scale = gptq(target, Curvature(matrix), 0.01, 16, 16)
     assert bool(torch.isfinite(scale).all())
     assert float((decode(codes, scale, 16, 16) - target).abs().max()) < 4
+
+
+@pytest.mark.parametrize("shape", [(1, 40), (5, 1), (3, 40)])
+def test_leaves_its_input_alone(shape: tuple[int, int]) -> None:
+    target = torch.randn(shape)
+    before = target.clone()
+    gptq(target, Curvature(correlated_gram(shape[1])), 0.1, shape[1], 4)
+    sparsegpt(target, Curvature(correlated_gram(shape[1])), 0.01, 2)
+    assert torch.equal(target, before)

@@ -56,7 +56,7 @@ def measure(
     with torch.no_grad():
         backward = Backward(both, decoder, batches, places(batches, after), rooms[:-1], rooms[-1])
         for part in backward.sensitivities():
-            for name, one in part.items():
+            for name, one in part.found.items():
                 found.setdefault(name, []).append(one)
     return found
 
