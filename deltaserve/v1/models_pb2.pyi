@@ -504,13 +504,14 @@ class CompressionOptions(_message.Message):
     SMALLEST_FIELD_NUMBER: _builtins.int
     LOSSLESS_FIELD_NUMBER: _builtins.int
     codec: _builtins.str
-    """Codec of the linear layers: `sign1`, `ternary`, `int2`, `int3`, `int4`, `sparse24_int2`, `sparse24_int4` (two of four
-    weights kept), `exact` (bit for bit, whichever code stores a tensor in fewest bytes) or `dense` (as it is). Empty:
-    `int4`, unless another field says how codecs are chosen.
+    """Codec of the linear layers: `sign1`, `vector8`, `vector12`, `vector16`, `vector24` (a byte for so many weights),
+    `ternary`, `int2`, `int3`, `int4`, `sparse24_int2`, `sparse24_int4` (two of four weights kept), `exact` (bit for bit,
+    whichever code stores a tensor in fewest bytes) or `dense` (as it is). Empty: `int4`, unless another field says how
+    codecs are chosen.
     """
     embedding_codec: _builtins.str
-    """Codec of embeddings and lm_head: `sign1`, `ternary`, `int2`, `int3`, `int4`, `exact` or `dense`. Empty: with a budget
-    or `smallest` chosen like the others, else `int4` (`exact` with preset `exact`). A codec that is set is kept.
+    """Codec of embeddings and lm_head: `sign1`, `vector8`, `ternary`, `int2`, `int3`, `int4`, `exact` or `dense`. Empty: with a
+    budget or `smallest` chosen like the others, else `int4` (`exact` with preset `exact`). A codec that is set is kept.
     """
     group_size: _builtins.int
     """Weights that share a scale in the int codecs: 0 for a whole row, else a multiple of 16. Default 128."""

@@ -1,4 +1,4 @@
-"""`lowrank_sign1`, `lowrank_ternary`, `lowrank_int2`: a few directions at full precision, the rest in few bits.
+"""`lowrank_sign1`, `…_vector8`, `…_ternary`, `…_int2`: a few directions at full precision, the rest in few bits.
 
 For deltas with directions that stand out, as those of embeddings: softmax pushes all tokens that a task never says the
 same way, and that one direction holds half of an embedding's delta or more (docs/log.md).
@@ -25,6 +25,7 @@ from deltaserve.delta.codecs.base import (
 from deltaserve.delta.codecs.intn import INTS, TERNARY
 from deltaserve.delta.codecs.lowrank import LEFT, RANK, RIGHT, LowRank
 from deltaserve.delta.codecs.sign1 import Sign1
+from deltaserve.delta.codecs.vector import VECTORS
 
 _FACTORS = LowRank()
 _CHUNK_ELEMENTS = 32 << 20  # bounds the temporaries of coding large matrices
@@ -91,4 +92,4 @@ def _inner(params: Params) -> Params:
     return {name: value for name, value in params.items() if name != RANK}
 
 
-RESIDUALS = (Residual(Sign1()), Residual(TERNARY), Residual(INTS[0]))
+RESIDUALS = (Residual(Sign1()), Residual(VECTORS[0]), Residual(TERNARY), Residual(INTS[0]))

@@ -1,4 +1,4 @@
-"""`tiered_sign1`, `tiered_ternary`, `tiered_int2`: the rows that matter most in int4, all others in few bits.
+"""`tiered_sign1`, `…_vector8`, `…_ternary`, `…_int2`: the rows that matter most in int4, all others in few bits.
 
 For embeddings and lm_head: nearly all that an error costs is in the rows of the tokens that a fine-tune says (97 % in
 64 of 4,096 for a task with a small alphabet, docs/log.md).
@@ -25,6 +25,7 @@ from deltaserve.delta.codecs.base import (
 )
 from deltaserve.delta.codecs.intn import GROUP_SIZE, INTS, TERNARY
 from deltaserve.delta.codecs.sign1 import Sign1
+from deltaserve.delta.codecs.vector import VECTORS
 from deltaserve.errors import FormatError
 
 ROWS = "rows"
@@ -109,4 +110,4 @@ def _upper_planes(planes: Planes) -> Planes:
     return {name.removeprefix(_PREFIX): plane for name, plane in planes.items() if name.startswith(_PREFIX)}
 
 
-TIERED = (Tiered(Sign1()), Tiered(TERNARY), Tiered(INTS[0]))
+TIERED = (Tiered(Sign1()), Tiered(VECTORS[0]), Tiered(TERNARY), Tiered(INTS[0]))

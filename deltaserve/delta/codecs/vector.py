@@ -1,7 +1,7 @@
-"""`vector8`, `vector16`: a byte for 8 or 16 weights, the number of the codeword nearest to them.
+"""`vector8`, `vector12`, `vector16`, `vector24`: a byte for so many weights, the number of their nearest codeword.
 
-At one bit a weight a codebook of vectors leaves a fifth less error than signs do, and it goes below one bit, which signs
-cannot (docs/adr/0006-vector-codes.md). The codebooks are part of the format: 256 codewords of unit Gaussian vectors,
+At one bit a weight codewords leave less error than signs do, and they go below one bit, which signs cannot
+(docs/adr/0009-vector-codes.md). The codebooks are part of the format: 256 codewords of unit Gaussian vectors,
 made once by scripts/make_codebooks.py.
 """
 
@@ -91,7 +91,7 @@ class Vector:
         book = codebook(self.width).to(values.device)
         half = book.square().sum(dim=1).div_(2)
         found = []
-        for rows in values.split(max(1, _CHUNK_ELEMENTS * self.width // (_CODEWORDS * values.shape[1]))):
+        for rows in torch.split(values, max(1, _CHUNK_ELEMENTS * self.width // (_CODEWORDS * values.shape[1]))):
             unit = rows / rows.square().mean(dim=1, keepdim=True).sqrt_().clamp_min(1e-30)
             vectors = functional.pad(unit, (0, -unit.shape[1] % self.width)).view(len(rows), -1, self.width)
             found.append((vectors @ book.T).sub_(half).argmax(dim=2).to(torch.uint8))
@@ -100,13 +100,16 @@ class Vector:
     def _words(self, codes: torch.Tensor, columns: int) -> torch.Tensor:
         """Returns the codewords side by side, float32 [N, K]."""
         book = codebook(self.width).to(codes.device)
-        return functional.embedding(codes.int(), book).flatten(1)[:, :columns].contiguous()
+        words: torch.Tensor = functional.embedding(codes.int(), book).flatten(1)
+        return words[:, :columns].contiguous()
 
 
 @functools.cache
 def codebook(width: int) -> torch.Tensor:
     """Returns the codewords, float32 [256, width] of fp16 values."""
-    return load_file(CODEBOOKS)[f"vector{width}"].float()
+    words: torch.Tensor = load_file(CODEBOOKS)[f"vector{width}"]
+    return words.float()
 
 
-VECTORS = (Vector(8), Vector(12), Vector(16), Vector(24))
+VECTORS = tuple(map(Vector, (8, 12, 16, 24)))
+"""One bit a weight, 0.67, 0.5 and 0.33."""

@@ -19,6 +19,7 @@ EXACT = "exact"
 
 _RANKS = (2, 4, 8, 16, 32, 64)
 _RESIDUAL_RANKS = (1, 2, 4, 8)
+_VECTORS = ("vector8", "vector12", "vector16", "vector24")
 _LISTED = (64, 32, 16, 8)  # one in so many rows of an embedding gets int4
 _PLANE_HEADER = 110  # bytes that a plane's entry takes in the payload's header, its name aside
 
@@ -36,6 +37,11 @@ class Choice(msgspec.Struct, frozen=True):
             return f"{self.codec}/columns"
         number = self.params.get(ROWS) or self.params.get(RANK) or self.params.get(GROUP_SIZE)
         return f"{self.codec}/{number}" if number else self.codec
+
+    @property
+    def fed_back(self) -> bool:
+        """Whether coding feeds rounding errors back: at one bit and below that fits the calibration, not the model."""
+        return not self.codec.rpartition("_")[2].startswith(("sign1", "vector"))
 
     @property
     def calibrated(self) -> bool:
@@ -74,14 +80,15 @@ def candidates(shape: Sequence[int], group_size: int, *, embedding: bool, asked:
     2:4 sparse codes are not unless asked for: at equal bytes dense ones are better everywhere (docs/log.md).
     """
     found = [Choice("sign1"), Choice("ternary"), Choice("int2"), Choice(EXACT)]
+    found += [Choice(codec) for codec in (_VECTORS[:1] if embedding else _VECTORS)]
     found += [Choice("lowrank", {RANK: rank}) for rank in _RANKS if not embedding and 8 * rank <= min(shape)]
-    for codec in ("lowrank_sign1", "lowrank_ternary", "lowrank_int2"):
+    for codec in ("lowrank_vector8", "lowrank_ternary", "lowrank_int2"):
         found += [Choice(codec, {RANK: rank}) for rank in _RESIDUAL_RANKS if 16 * rank <= min(shape)]
     if embedding:
         counts = [count for count in (shape[0] // share for share in _LISTED) if count]
         grouped = uniform("int4", group_size, shape).params
         found += [
-            Choice(f"tiered_{inner}", grouped | {ROWS: c}) for inner in ("sign1", "ternary", "int2") for c in counts
+            Choice(f"tiered_{inner}", grouped | {ROWS: c}) for inner in ("vector8", "ternary", "int2") for c in counts
         ]
     for codec in ("ternary", "int2", "int3", "int4"):
         choice = uniform(codec, group_size, shape)

@@ -19,11 +19,8 @@ from services.compressor.pipeline.pair import Pair
 _CHUNK_ELEMENTS = 32 << 20  # bounds the temporaries of coding large matrices: rows are coded independently
 
 # Both relative to the Gram matrix's mean diagonal; chosen by KL over three real fine-tunes, see docs/log.md.
-_RIDGE = {
-    "sign1": 1.0,
-    "lowrank_sign1": 1.0,
-}  # of the asymmetric target; fewer bits leave more error that is no use to chase
-_INT_RIDGE = 0.3
+_RIDGE = 0.3  # of the asymmetric target
+_COARSE_RIDGE = 1.0  # with about a bit a weight: more error is left that is no use to chase
 _ENCODING = EncodeOptions(damping=0.3, feedback=True, unbiased=True)
 _SYMMETRIC = ("sparse24_int2", "sparse24_int4")  # coded as published
 
@@ -130,7 +127,7 @@ class Coder:
         """Returns what is coded for Δ: Δ itself, or the asymmetric target."""
         target = tuned - base
         if statistics is not None and statistics.cross is not None and choice.codec not in _SYMMETRIC:
-            ridge = _RIDGE.get(choice.codec, _INT_RIDGE)
+            ridge = _RIDGE if choice.fed_back else _COARSE_RIDGE
             for rows in _blocks(target.shape):
                 target[rows] = asymmetric_target(
                     target[rows], tuned[rows], statistics.cross, statistics.curvature, ridge

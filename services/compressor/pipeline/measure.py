@@ -78,7 +78,7 @@ class Measure:
         cost = self._cost_of(self._delta - self._decoded(choice))
         if choice.codec == "lowrank":
             return cost if cost <= _SHRUNK * self._whole else None
-        return cost if choice.codec.endswith("sign1") else _FEEDBACK * cost
+        return _FEEDBACK * cost if choice.fed_back else cost
 
     def _cost_of(self, error: torch.Tensor) -> float:
         return sum(sensitivity.cost(error, slice(None)) for sensitivity in self._sensitivities)

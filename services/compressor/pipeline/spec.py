@@ -11,8 +11,22 @@ import msgspec
 
 from deltaserve.errors import InvalidArgumentError
 
-LinearCodec = Literal["sign1", "ternary", "int2", "int3", "int4", "sparse24_int2", "sparse24_int4", "exact", "dense"]
-EmbeddingCodec = Literal["sign1", "ternary", "int2", "int3", "int4", "exact", "dense"]
+LinearCodec = Literal[
+    "sign1",
+    "vector8",
+    "vector12",
+    "vector16",
+    "vector24",
+    "ternary",
+    "int2",
+    "int3",
+    "int4",
+    "sparse24_int2",
+    "sparse24_int4",
+    "exact",
+    "dense",
+]
+EmbeddingCodec = Literal["sign1", "vector8", "ternary", "int2", "int3", "int4", "exact", "dense"]
 Preset = Literal["tiny", "balanced", "faithful", "exact"]
 
 PRESET_BITS: Mapping[Preset, float] = {"tiny": 1.1, "balanced": 2.0, "faithful": 4.0}

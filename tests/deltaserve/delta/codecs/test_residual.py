@@ -13,7 +13,7 @@ RESIDUALS = [codec.name for codec in ALL]
 
 
 def test_names() -> None:
-    assert RESIDUALS == ["lowrank_sign1", "lowrank_ternary", "lowrank_int2"]
+    assert RESIDUALS == ["lowrank_sign1", "lowrank_vector8", "lowrank_ternary", "lowrank_int2"]
     assert set(RESIDUALS) <= set(CODECS)
 
 
