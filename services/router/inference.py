@@ -47,7 +47,7 @@ class InferenceServicer(InferenceServiceServicer):
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """Asks the worker that would serve the model."""
         if request.WhichOneof("prompt") is None:
-            raise InvalidArgumentError("the request has no prompt; set one of text, chat", field="prompt")
+            raise InvalidArgumentError("the request has no prompt; set one of text, chat, token_ids", field="prompt")
         target = await self._targets.resolve(request.model)
         links = {link.name: link for link in self._fleet.serving(target.base_fingerprint)}
         views = [link.view() for link in links.values()]
