@@ -46,6 +46,10 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """Asks the worker that would serve the model."""
+        return await self.tokenize(request, context.time_remaining())
+
+    async def tokenize(self, request: pb.TokenizeRequest, remaining: float | None = None) -> pb.TokenizeResponse:
+        """Asks the worker that would serve the model, for at most `remaining` seconds."""
         if request.WhichOneof("prompt") is None:
             raise InvalidArgumentError("the request has no prompt; set one of text, chat, token_ids", field="prompt")
         target = await self._targets.resolve(request.model)
@@ -54,7 +58,6 @@ class InferenceServicer(InferenceServiceServicer):
         chosen = choose(views, target.revision, target.delta_bytes, _ANY_LOAD)
         if chosen is None:
             raise UnavailableError(f"no worker that serves the base of model {target.model} is connected")
-        remaining = context.time_remaining()
         seconds = min(remaining or _TOKENIZE_SECONDS, _TOKENIZE_SECONDS)
         return await links[chosen.name].tokenize(target.revision, request, seconds)
 
