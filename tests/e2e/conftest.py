@@ -46,7 +46,8 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
     home = tmp_path_factory.mktemp("stack")
     os.environ["OMP_NUM_THREADS"] = "1"  # the services share two cores
     options = StackOptions(
-        base=MODELS / "base", home=home, store=str(home / "store"), listen="127.0.0.1:0", threads=1,
+        base=MODELS / "base", home=home, store=str(home / "store"), listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0", threads=1,
         source_folders=(str(MODELS), str(tmp_path_factory.getbasetemp())),
     )  # fmt: skip
     async with Stack(options) as stack, AsyncClient(stack.address) as client:

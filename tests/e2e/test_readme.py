@@ -68,7 +68,8 @@ async def _run(command: str, environment: dict[str, str]) -> str:
 
 
 async def _up(command: str, environment: dict[str, str]) -> asyncio.subprocess.Process:
-    flags = f"--listen {environment['DELTASERVE_SERVER']} --home {environment['README_HOME']} --threads 1"
+    flags = f"--listen {environment['DELTASERVE_SERVER']} --http 127.0.0.1:0 --threads 1"
+    flags += f" --home {environment['README_HOME']}"
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", f"exec {command.removesuffix('&').strip()} {flags}", cwd=ROOT, env=environment,
         stderr=asyncio.subprocess.PIPE,

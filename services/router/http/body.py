@@ -14,7 +14,7 @@ MOST_BYTES = 16 << 20
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-_AT = re.compile(r" - at `([^`]*)`$")
+_AT = re.compile(r" - at (`key` in )?`([^`]*)`$")  # of msgspec's messages
 _NAMED = re.compile(r"`([^`]*)`$")
 _STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d+)\]")
 _SHOWN = 80  # characters of a value that was found
@@ -42,16 +42,21 @@ def decode(body: bytes, kind: type[T]) -> T:
     """Returns the body as `kind`; raises RequestError."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise _refusal(str(error), body) from None
     except (msgspec.DecodeError, RecursionError) as error:
-        raise RequestError(f"the body is not JSON: {error}", code="invalid_json") from None
+        raise _refusal(error, body) from None
 
 
-def _refusal(text: str, body: bytes) -> RequestError:
+def _refusal(error: Exception, body: bytes) -> RequestError:
+    try:
+        whole = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as malformed:
+        return RequestError(f"the body is not JSON: {malformed}", code="invalid_json")
+    text = str(error)
     place = _AT.search(text)
-    path = place[1].removeprefix("$").removeprefix(".") if place else ""
+    path = place[2].removeprefix("$").removeprefix(".").removesuffix("[...]") if place else ""
     said = text[: place.start()] if place else text
+    if place and place[1]:
+        said = f"{said} as a key"
     named = _NAMED.search(said)
     if "unknown field" in said and named:
         name = _join(path, named[1])
@@ -64,16 +69,15 @@ def _refusal(text: str, body: bytes) -> RequestError:
     if "missing required field" in said and named:
         name = _join(path, named[1])
         return RequestError(f"{name} is missing; it is required", param=name, code="missing_required_parameter")
-    expected = said[0].lower() + said[1:].partition(", got ")[0].replace("`", "")
-    found = msgspec.json.encode(_value_at(body, path)).decode()
+    expected = said[0].lower() + re.sub(", got `[^`]*`", "", said[1:]).replace("`", "")
+    found = msgspec.json.encode(_value_at(whole, path)).decode()
     shown = found if len(found) <= _SHOWN else f"{found[:_SHOWN]}…"
     code = "invalid_type" if ", got " in said else "invalid_value"
     return RequestError(f"{path or 'the body'} is {shown}; {expected}", param=path, code=code)
 
 
-def _value_at(body: bytes, path: str) -> Any:
+def _value_at(value: Any, path: str) -> Any:
     """Returns the value at a path such as `messages[0].role`; the innermost that can be reached."""
-    value: Any = msgspec.json.decode(body)
     for name, index in _STEP.findall(path):
         if isinstance(value, dict) and name in value:
             value = value[name]

@@ -38,7 +38,6 @@ _PARAMS = {
     "token_ids": "prompt",
     "ids": "prompt",
     "text": "prompt",
-    "add_generation_prompt": "add_generation_prompt",
     "grammar": "response_format",
     "json_object": "response_format",
     "json_schema": "response_format",
@@ -73,8 +72,12 @@ def status_of(error: DeltaServeError) -> int:
 def error_body(error: DeltaServeError) -> dict[str, Any]:
     """Returns `{"error": {"message", "type", "param", "code"}}`."""
     type_ = next((type_ for kind, _, type_ in _STATUSES if isinstance(error, kind)), _SERVER)
-    param = _param(error.field) if isinstance(error, InvalidArgumentError) else None
-    if isinstance(error, NotFoundError):
+    param = None
+    if isinstance(error, RequestError):
+        param = error.field or None  # is OpenAI's name already
+    elif isinstance(error, InvalidArgumentError):
+        param = _param(error.field)
+    elif isinstance(error, NotFoundError):
         param = "model"
     return {"error": {"message": error.message, "type": type_, "param": param, "code": _code(error)}}
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import msgspec
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
-Seed = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**64 - 1)]
 Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 TopK = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]  # other servers write -1 for all
 
@@ -47,7 +46,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     top_p: float | None = None
     n: Natural | None = None
     stop: str | list[str] | None = None
-    seed: Seed | None = None
+    seed: int | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[Natural, float] | None = None

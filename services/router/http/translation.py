@@ -155,7 +155,9 @@ def _part(part: Any, place: str) -> str:
     if kind != "text":
         raise _unsupported(f"{place}.type", kind, "'text': the models read text only, no images, audio or files")
     if not isinstance(text, str):
-        raise RequestError(f"{place}.text is {text!r:.80}; expected a string", param=place, code="invalid_type")
+        raise RequestError(
+            f"{place}.text is {text!r:.80}; expected a string", param=f"{place}.text", code="invalid_type"
+        )
     return text
 
 
