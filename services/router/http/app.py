@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from deltaserve import __version__
-from deltaserve.errors import DeltaServeError
+from deltaserve.errors import DeltaServeError, InternalError
 from deltaserve.v1.inference_pb2 import GenerateRequest, TokenizeRequest, TokenizeResponse
 from services.router.generation import Generations
 from services.router.http.answering import Answer
@@ -25,6 +26,8 @@ from services.router.http.models import Models
 from services.router.http.reply import Reply, Writer
 from services.router.http.translation import chat_request, completion_requests
 from services.router.http.writers import ChatWriter, CompletionWriter
+
+log = logging.getLogger(__name__)
 
 Tokenize = Callable[[TokenizeRequest], Awaitable[TokenizeResponse]]
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -142,6 +145,9 @@ def _safe(endpoint: Endpoint) -> Endpoint:
             return error_response(error)
         except ClientDisconnect:
             return Response(status_code=_GONE)
+        except Exception as error:  # the outermost frame of a request
+            log.exception("%s %s failed", request.method, request.url.path)
+            return error_response(InternalError(f"internal error of the router: {type(error).__name__}: {error}"))
 
     return call
 

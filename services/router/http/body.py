@@ -17,6 +17,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 _AT = re.compile(r" - at (`key` in )?`([^`]*)`$")  # of msgspec's messages
 _NAMED = re.compile(r"`([^`]*)`$")
 _STEP = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d+)\]")
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _SHOWN = 80  # characters of a value that was found
 
 
@@ -42,14 +43,14 @@ def decode(body: bytes, kind: type[T]) -> T:
     """Returns the body as `kind`; raises RequestError."""
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _MALFORMED as error:
         raise _refusal(error, body) from None
 
 
 def _refusal(error: Exception, body: bytes) -> RequestError:
     try:
         whole = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as malformed:
+    except _MALFORMED as malformed:
         return RequestError(f"the body is not JSON: {malformed}", code="invalid_json")
     text = str(error)
     place = _AT.search(text)

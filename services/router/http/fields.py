@@ -8,6 +8,7 @@ import msgspec
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
+RequestId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,120}\Z")]  # it goes into a header
 TopK = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]  # other servers write -1 for all
 
 
@@ -64,7 +65,7 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     priority: Priority | None = None
-    request_id: str | None = None
+    request_id: RequestId | None = None
     max_queue_wait: Annotated[float, msgspec.Meta(ge=0, le=1e6)] | None = None
 
     # accepted without effect: they concern accounts and caches of OpenAI

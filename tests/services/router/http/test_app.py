@@ -218,6 +218,44 @@ async def test_draining_tells_health_first_and_lets_streams_end(store: str, work
         await asyncio.wait_for(draining, 5)
 
 
+async def test_a_client_that_reads_nothing_is_cut_off(store: str, worker: ScriptedWorker) -> None:
+    text = "x" * 4096
+
+    async def flood(worker: ScriptedWorker, submit: wpb.Submit) -> None:
+        while not worker.pauses and not worker.aborts:
+            worker.emit(submit.request_id, chunk(text, 1))
+            await asyncio.sleep(0)
+        await asyncio.Event().wait()
+
+    worker.script = flood
+    async with http_routing(store, worker, buffer_bytes=100_000, slow_consumer_seconds=0.3) as (router, url):
+        host, port = url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1)
+        body = json.dumps(ASK | {"stream": True}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        writer.write(head.encode() + body)
+        await until(lambda: worker.pauses)
+        assert worker.pauses[0][1]
+        await until(lambda: worker.aborts)
+        await asyncio.wait_for(router.generations.idle(), 5)
+        writer.close()
+        assert reader is not None
+
+
+async def test_a_fault_of_ours_is_a_500_in_openais_shape(
+    store: str, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with http_routing(store, worker) as (router, url), client(url) as http:
+
+        async def break_(*_: Any) -> None:
+            raise ZeroDivisionError("oh")
+
+        monkeypatch.setattr(router.targets, "resolve", break_)
+        for answer in (await http.post("/v1/completions", json=ASK), await http.get("/v1/models/m")):
+            assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+            assert "ZeroDivisionError" in answer.json()["error"]["message"]
+
+
 class _NoHost:
     async def set_serving(self, serving: bool) -> None:
         pass

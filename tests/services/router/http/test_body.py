@@ -28,6 +28,9 @@ def refused(body: dict[str, Any] | bytes, kind: Any = CompletionOptions) -> Requ
         ({"logit_bias": [1]}, "logit_bias", "invalid_type", ["[1]", "object"]),
         ({"temprature": 0}, "temprature", "unknown_parameter", ["temprature", "unrecognized"]),
         ({"stream_options": {"usage": True}}, "stream_options.usage", "unknown_parameter", ["stream_options.usage"]),
+        ({"request_id": "a\r\nset-cookie: b"}, "request_id", "invalid_value", ["regex"]),
+        ({"request_id": "a\n"}, "request_id", "invalid_value", ["regex"]),
+        ({"request_id": "é"}, "request_id", "invalid_value", ["regex"]),
         ({"response_format": {}}, "response_format.type", "missing_required_parameter", ["response_format.type"]),
     ],
 )
@@ -44,7 +47,8 @@ def test_required_fields_and_bad_json() -> None:
     assert refused({"model": "m", "messages": [{"content": "a"}]}, ChatOptions).field == "messages[0].role"
     assert refused(b"{").openai_code == "invalid_json"
     assert "the body" in refused(b"[1]").message
-    assert refused(b"[" * 100_000).status == 400
+    for malformed in (b"[" * 100_000, b'{"model": "m", "prompt": "\xff"}', b'{"model": "m", "prompt": "\\ud800"}', b""):
+        assert refused(malformed).openai_code == "invalid_json"
 
 
 def test_long_values_are_cut_in_messages() -> None:
