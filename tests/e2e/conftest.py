@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import torch
+from openai import AsyncOpenAI
 from safetensors.torch import load_file, save_file
 
 from deltaserve.cli.stack import Stack, StackOptions
@@ -61,6 +62,12 @@ async def four_models(system: System) -> list[str]:
     for name in ("g2p", "section"):
         await system.publish(name, MODELS / name)
     return ["base", "conj_fr", "g2p", "section"]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def api(system: System) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"http://{system.stack.http_address}/v1", api_key="any", max_retries=0) as client:
+        yield client
 
 
 def prompts(model: str, count: int) -> list[str]:

@@ -63,10 +63,14 @@ async def http_serving(address: str, app: ASGIApp, grace_seconds: float) -> Asyn
     )
     server = _Server(config)
     running = asyncio.create_task(server.serve([listener]))
+    listening = asyncio.create_task(server.listening.wait())
     try:
-        await server.listening.wait()
+        await asyncio.wait({running, listening}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
         yield port
     finally:
+        listening.cancel()
         server.should_exit = True
         await running
 
