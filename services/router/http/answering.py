@@ -85,6 +85,8 @@ class Answer(Response):
 
         async def deliver(place: int, frame: GenerateResponse) -> None:
             chunks = self._reply.stream(place, frame)
+            if self._with_usage:
+                chunks = [chunk | {"usage": None} for chunk in chunks]  # as OpenAI's: null in all but the last
             if chunks or is_accepted_by_worker(frame):
                 await events.send(*chunks)
 

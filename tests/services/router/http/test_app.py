@@ -155,6 +155,7 @@ async def test_a_stream_is_one_event_a_piece_with_usage_and_an_end(store: str, w
     assert "".join(c["text"] for event in events for c in event["choices"]) == "abc"
     assert events[-1]["usage"] == {"prompt_tokens": 3, "completion_tokens": 3, "total_tokens": 6}
     assert events[-2]["choices"][0]["finish_reason"] == "stop"
+    assert {event["usage"] for event in events[:-1]} == {None}
 
 
 async def test_traces_go_on_and_models_resolve(
