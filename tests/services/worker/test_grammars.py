@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from typing import Any
@@ -37,9 +36,10 @@ async def test_constrained_choices_of_several_models_beside_free_ones(peer: Rout
     constrained = ask(sampling=RANDOM | {"grammar": schema(CARD), "n": 3}, stopping=FREE)
     free = ask("free", sampling=RANDOM)
     alone = await peer.generate(free, seed=5)
-    streams = await asyncio.gather(
-        peer.generate(constrained, seed=7), peer.generate(constrained, "red@1", seed=8), peer.generate(free, seed=5)
-    )
+    # one after the other: a stream takes one write at a time
+    names = [await peer.submit(constrained, seed=7), await peer.submit(constrained, "red@1", seed=8)]
+    names.append(await peer.submit(free, seed=5))
+    streams = [await peer.wait(name) for name in names]
     assert streams[2].tokens() == alone.tokens()
     for stream in streams[:2]:
         assert stream.error is None
