@@ -13,7 +13,7 @@ FROM common AS router
 RUN pip install -c constraints.txt '.[router]'
 COPY services/router ./services/router
 USER deltaserve
-EXPOSE 50051
+EXPOSE 50051 8000
 ENTRYPOINT ["python", "-m", "services.router"]
 
 # The CPU build of torch: a GPU image replaces the index (and adds the `cuda` extra).

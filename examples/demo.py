@@ -179,6 +179,7 @@ def show_next(console: Console) -> None:
         f"{command} up --base examples/models/base --home .deltaserve/demo     # in another terminal",
         f"{command} models",
         f"{command} generate conj_fr '<|task|>chanter | Indicatif | Imparfait | 5<|answer|>' --temperature 0",
+        """curl -s http://127.0.0.1:8000/v1/completions -d '{"model": "g2p", "prompt": "<|task|>g o<|answer|>"}'""",
         f"{command} chat g2p                                                   # spell a word: t e r m i n a l",
         f"{command} upload examples/models/conj_fr --model fr4 --codec int4 --evaluation {data}/conj_fr.test.jsonl",
         f"{command} info examples/models/section",

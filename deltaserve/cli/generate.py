@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -41,15 +42,30 @@ def sampling_options(command: F) -> F:
 @click.argument("prompt", required=False)
 @click.option("--chat", "as_chat", is_flag=True, help="Send PROMPT as a user's message through the chat template.")
 @click.option("-n", "--choices", "n", type=click.IntRange(1, 16), help="Generate several choices.")
+@click.option(
+    "--json-schema",
+    "schema",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Generate JSON that the JSON Schema in this file accepts.",
+)
 @click.option("--stats/--no-stats", default=None, help="Tell timings at the end. Default: on a terminal.")
 @sampling_options
 @server_option
 @json_option
 def generate(
-    model: str, prompt: str | None, as_chat: bool, stats: bool | None, server: str, as_json: bool, **options: Any
+    model: str,
+    prompt: str | None,
+    as_chat: bool,
+    schema: Path | None,
+    stats: bool | None,
+    server: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Generate from MODEL (or MODEL@REVISION, or an alias); PROMPT comes from standard input when absent."""
     text = sys.stdin.read() if prompt is None else prompt
+    if schema is not None:
+        options["json_schema"] = schema.read_text()
     sent: Prompt = [{"role": "user", "content": text}] if as_chat else text
     with connect(server) as client, client.generate(model, sent, **options) as stream:
         if as_json:

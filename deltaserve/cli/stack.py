@@ -36,6 +36,7 @@ class StackOptions:
     home: Path  # folder for logs, uploads and caches
     store: str  # URI of the delta store
     listen: str = "127.0.0.1:50051"  # of the router; port 0 picks a free one
+    http_listen: str = ""  # of the router's OpenAI-compatible API; empty: none
     workers: int = 1
     base_name: str = "base"  # what requests call the base
     source_folders: tuple[str, ...] = ()  # that compressions may name
@@ -60,6 +61,7 @@ class Stack:
 
     Attributes:
         address: of the router.
+        http_address: of its OpenAI-compatible API; empty when there is none.
         failure: resolves with the reason when the stack cannot go on.
     """
 
@@ -72,6 +74,7 @@ class Stack:
         self._ready = False
         self._home: HomeLock | None = None
         self.address = ""
+        self.http_address = ""
         self.failure: asyncio.Future[DeltaServeError]
 
     async def __aenter__(self) -> Self:
@@ -109,8 +112,8 @@ class Stack:
 
     def _plan(self) -> None:
         options = self._options
-        host, _, port = options.listen.rpartition(":")
-        self.address = f"{host}:{port if port != '0' else _free_port(host)}"
+        self.address = _settled(options.listen)
+        self.http_address = _settled(options.http_listen) if options.http_listen else ""
         compressor = f"127.0.0.1:{_free_port('127.0.0.1')}"
         workers = [f"127.0.0.1:{_free_port('127.0.0.1')}" for _ in range(options.workers)]
         shared = ["--base", str(options.base), "--store", options.store]
@@ -127,8 +130,8 @@ class Stack:
             )  # fmt: skip
         self._add(
             "router", "services.router", "--store", options.store, "--listen", self.address,
-            "--workers", ",".join(workers), "--compressor", compressor, "--notice-seconds", "0",
-            "--grace-seconds", "5",
+            "--http-listen", self.http_address, "--workers", ",".join(workers), "--compressor", compressor,
+            "--notice-seconds", "0", "--grace-seconds", "5",
         )  # fmt: skip
 
     def _add(self, name: str, module: str, *flags: str) -> None:
@@ -232,6 +235,12 @@ def _death(child: _Child, status: int) -> str:
         return text
     tail = "\n".join(child.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
     return f"{text}; the end of {child.log}:\n{tail}"
+
+
+def _settled(address: str) -> str:
+    """Returns the address with a free port in place of port 0."""
+    host, _, port = address.rpartition(":")
+    return f"{host}:{port if port != '0' else _free_port(host)}"
 
 
 def _free_port(host: str) -> int:

@@ -21,6 +21,7 @@ class _Given(TypedDict):
     home: Path
     store: str | None
     listen: str
+    http_listen: str
     workers: int
     base_name: str
     source_folders: tuple[Path, ...]
@@ -48,6 +49,13 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 )
 @click.option("--store", help="URI of the delta store (/path, s3://bucket/prefix...). Default: below --home.")
 @click.option("--listen", default=DEFAULT_ADDRESS, show_default=True, help="host:port of the router.")
+@click.option(
+    "--http",
+    "http_listen",
+    default="127.0.0.1:8000",
+    show_default=True,
+    help="host:port of the OpenAI-compatible API; empty: none.",
+)
 @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help="How many workers.")
 @click.option("--base-name", default="base", show_default=True, help="What requests call the base.")
 @click.option(
@@ -71,6 +79,7 @@ def up(**given: Unpack[_Given]) -> None:
         home=home,
         store=given["store"] or str(home / "store"),
         listen=given["listen"],
+        http_listen=given["http_listen"],
         workers=given["workers"],
         base_name=given["base_name"],
         source_folders=tuple(str(folder.resolve()) for folder in folders),
@@ -97,6 +106,8 @@ async def _serve(options: StackOptions) -> None:
     try:
         async with Stack(options, console.print) as stack:
             console.print(f"ready after {seconds_text(time.monotonic() - started)} at {stack.address}", style="bold")
+            if stack.http_address:
+                console.print(f"OpenAI-compatible API at http://{stack.http_address}/v1")
             where = "" if options.logs_here else f", logs in {options.home / 'logs'}"
             console.print(f"store {options.store}{where}")
             console.print(f'try: deltaserve generate {options.base_name} "..." --server {stack.address}; Ctrl-C stops')

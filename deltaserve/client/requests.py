@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict, TypeGuard
 
@@ -31,6 +32,8 @@ class GenerateOptions(TypedDict, total=False):
     logit_bias: Mapping[int, float] | None
     seed: int | None
     n: int | None
+    grammar: pb.Grammar | None
+    json_schema: Mapping[str, Any] | str | None  # a schema, or its text: sets grammar
     max_tokens: int | None
     min_tokens: int | None
     stop: Sequence[str] | None
@@ -38,6 +41,7 @@ class GenerateOptions(TypedDict, total=False):
     ignore_eos: bool | None
     include_stop: bool | None
     top_logprobs: int | None
+    token_bytes: bool | None
     logits: bool | None  # Logprob values are raw logits instead of log-probabilities
     max_flush_ms: int | None
     skip_special_tokens: bool | None
@@ -58,6 +62,8 @@ def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb
         raise TypeError(f"generate() got unexpected options {sorted(unknown)}")
     given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
     wait = given.get("max_queue_wait")
+    if "json_schema" in given:
+        given["grammar"] = _schema_grammar(given)
     try:
         return pb.GenerateRequest(
             model=model,
@@ -68,6 +74,7 @@ def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb
                 logprob_kind=pb.LOGPROB_KIND_LOGIT if given.get("logits") else pb.LOGPROB_KIND_UNSPECIFIED,
                 max_flush_ms=given.get("max_flush_ms"),
                 skip_special_tokens=given.get("skip_special_tokens"),
+                token_bytes=given.get("token_bytes"),
             ),
             priority=given.get("priority"),
             client_request_id=given.get("request_id", ""),
@@ -93,6 +100,13 @@ def duration(seconds: float) -> duration_pb2.Duration:
     value = duration_pb2.Duration()
     value.FromNanoseconds(int(seconds * 1e9))
     return value
+
+
+def _schema_grammar(given: Mapping[str, Any]) -> pb.Grammar:
+    if "grammar" in given:
+        raise InvalidArgumentError("json_schema and grammar exclude each other; give one of them", field="json_schema")
+    schema = given["json_schema"]
+    return pb.Grammar(json_schema=schema if isinstance(schema, str) else json.dumps(schema))
 
 
 def _prompt_fields(prompt: Prompt, ids: type[pb.TokenIds] | None) -> dict[str, Any]:

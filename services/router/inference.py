@@ -46,15 +46,18 @@ class InferenceServicer(InferenceServiceServicer):
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """Asks the worker that would serve the model."""
+        return await self.tokenize(request, context.time_remaining())
+
+    async def tokenize(self, request: pb.TokenizeRequest, remaining: float | None = None) -> pb.TokenizeResponse:
+        """Asks the worker that would serve the model, for at most `remaining` seconds."""
         if request.WhichOneof("prompt") is None:
-            raise InvalidArgumentError("the request has no prompt; set one of text, chat", field="prompt")
+            raise InvalidArgumentError("the request has no prompt; set one of text, chat, token_ids", field="prompt")
         target = await self._targets.resolve(request.model)
         links = {link.name: link for link in self._fleet.serving(target.base_fingerprint)}
         views = [link.view() for link in links.values()]
         chosen = choose(views, target.revision, target.delta_bytes, _ANY_LOAD)
         if chosen is None:
             raise UnavailableError(f"no worker that serves the base of model {target.model} is connected")
-        remaining = context.time_remaining()
         seconds = min(remaining or _TOKENIZE_SECONDS, _TOKENIZE_SECONDS)
         return await links[chosen.name].tokenize(target.revision, request, seconds)
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from collections.abc import AsyncIterator
 
 import grpc
@@ -22,6 +23,9 @@ from services.router.discovery import Discovery
 from services.router.dispatch import Dispatcher
 from services.router.fleet import Fleet
 from services.router.generation import Generations
+from services.router.http.app import Api
+from services.router.http.models import Models
+from services.router.http.serving import http_serving
 from services.router.inference import InferenceServicer
 from services.router.passthrough import SERVICE, Passthrough
 from services.router.pins import keep_catalog
@@ -39,7 +43,11 @@ _NAMES = (
 
 
 class Router:
-    """A router of its parts; `running` brings it up."""
+    """A router of its parts; `running` brings it up.
+
+    Attributes:
+        http_port: where the HTTP API is; None: nowhere.
+    """
 
     def __init__(self, settings: RouterSettings) -> None:
         self.settings = settings
@@ -51,6 +59,9 @@ class Router:
         self.targets = Targets(self.catalog, self.fleet)
         self.generations = Generations(settings, self.targets, self.dispatcher, self.rates)
         self.models = Passthrough(settings.compressor, {"GetRevision": lambda data: with_residency(data, self.fleet)})
+        self.inference = InferenceServicer(self.generations, self.targets, self.fleet, self.catalog, self.rates)
+        self.http_port: int | None = None
+        self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self.discovery = Discovery(settings.workers, settings.resolve_seconds)
 
@@ -67,7 +78,8 @@ class Router:
             await host.set_serving(True)
             log.info("listening on port %d of %s", host.port, settings.listen)
             try:
-                yield host
+                async with self._http():
+                    yield host
             finally:
                 for task in self._tasks:
                     task.cancel()
@@ -83,6 +95,7 @@ class Router:
 
     async def drain(self, host: Host) -> None:
         """Winds down: NOT_SERVING, still admit while that spreads, refuse, and let running streams end."""
+        self._draining = True
         await host.set_serving(False)
         log.info("draining: admitting for %g s more", self.settings.notice_seconds)
         await asyncio.sleep(self.settings.notice_seconds)
@@ -91,9 +104,21 @@ class Router:
             async with asyncio.timeout(self.settings.grace_seconds):
                 await self.generations.idle()
 
+    @contextlib.asynccontextmanager
+    async def _http(self) -> AsyncIterator[None]:
+        """Serves the HTTP API while the block runs, if there is to be one."""
+        address = self.settings.http_listen
+        if address is None:
+            yield
+            return
+        models = Models(self.catalog, self.fleet, self.targets, int(time.time()))
+        api = Api(self.generations, models, self.inference.tokenize, lambda: not self._draining)
+        async with http_serving(address, api.app(), grace_seconds=1.0) as self.http_port:
+            log.info("HTTP on port %d of %s", self.http_port, address)
+            yield
+
     def _register(self, server: grpc.aio.Server) -> None:
-        inference = InferenceServicer(self.generations, self.targets, self.fleet, self.catalog, self.rates)
-        add_InferenceServiceServicer_to_server(inference, server)
+        add_InferenceServiceServicer_to_server(self.inference, server)
         add_AdminServiceServicer_to_server(AdminServicer(self.targets, self.fleet), server)
         self.models.register(server)
 

@@ -1,7 +1,8 @@
 """What the worker's front process and its engine process say to each other: msgpack over one socket pair.
 
 The front owns everything with I/O (gRPC, store, disk cache, tokenizers, text); the engine owns everything with
-tensors. A message holds ids and numbers only, never text, and one `Step` message carries all outputs of a step.
+tensors. A message holds ids and numbers only, never text (but grammars and what they need of a tokenizer), and one
+`Step` message carries all outputs of a step.
 """
 
 from __future__ import annotations
@@ -42,6 +43,20 @@ class Add(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     priority: int = 0
     deadline: float | None = None  # time.monotonic() of this machine, seconds
     prefill_deadline: float | None = None  # max_queue_wait, the same clock
+    grammar: str = ""  # llguidance's JSON form of what the output must look like
+    vocabulary: str = ""  # key of the Vocabulary that the grammar is applied over; it was sent before
+
+
+class Vocabulary(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What grammars need to know of a tokenizer; sent before the first Add that names it.
+
+    Without `tokenizer`: forget it. Sequences that use it keep it.
+    """
+
+    key: str
+    tokenizer: bytes = b""  # its tokenizer.json
+    size: int = 0  # token ids
+    eos: list[int] = []
 
 
 class Abort(msgspec.Struct, tag=True, frozen=True):
@@ -75,7 +90,7 @@ class Shutdown(msgspec.Struct, tag=True, frozen=True):
     """Leave the loop and exit with status 0."""
 
 
-ToEngine = Add | Abort | Pause | Load | Drop | Shutdown
+ToEngine = Add | Vocabulary | Abort | Pause | Load | Drop | Shutdown
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True, kw_only=True):

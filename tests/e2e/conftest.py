@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import torch
+from openai import AsyncOpenAI
 from safetensors.torch import load_file, save_file
 
 from deltaserve.cli.stack import Stack, StackOptions
@@ -46,7 +47,8 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Syst
     home = tmp_path_factory.mktemp("stack")
     os.environ["OMP_NUM_THREADS"] = "1"  # the services share two cores
     options = StackOptions(
-        base=MODELS / "base", home=home, store=str(home / "store"), listen="127.0.0.1:0", threads=1,
+        base=MODELS / "base", home=home, store=str(home / "store"), listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0", threads=1,
         source_folders=(str(MODELS), str(tmp_path_factory.getbasetemp())),
     )  # fmt: skip
     async with Stack(options) as stack, AsyncClient(stack.address) as client:
@@ -60,6 +62,12 @@ async def four_models(system: System) -> list[str]:
     for name in ("g2p", "section"):
         await system.publish(name, MODELS / name)
     return ["base", "conj_fr", "g2p", "section"]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def api(system: System) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"http://{system.stack.http_address}/v1", api_key="any", max_retries=0) as client:
+        yield client
 
 
 def prompts(model: str, count: int) -> list[str]:

@@ -19,14 +19,14 @@ README = (ROOT / "README.md").read_text()
 MAKE_TARGETS = {"demo", "test"}  # `make demo` is test_demo.py, `make test` is this run
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def _blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
 
 
-def _console() -> list[tuple[str, list[str]]]:
+def _console(page: str = README) -> list[tuple[str, list[str]]]:
     """Returns commands with the output lines shown below each."""
     found: list[tuple[str, list[str]]] = []
-    for line in "".join(_blocks("console")).splitlines():
+    for line in "".join(_blocks("console", page)).splitlines():
         if line.startswith("$ "):
             found.append((line[2:], []))
         elif line.startswith("> "):  # a command that goes on in the next line
@@ -45,12 +45,15 @@ def _shape(text: str) -> str:
 @pytest_asyncio.fixture(loop_scope="session")
 async def environment(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
     """What the commands run in: the README's default port and folder may be taken, so the test has its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    with socket.socket() as grpc, socket.socket() as http:
+        addresses = []
+        for probe in (grpc, http):
+            probe.bind(("127.0.0.1", 0))
+            addresses.append(f"127.0.0.1:{probe.getsockname()[1]}")
     yield os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "DELTASERVE_SERVER": address,
+        "DELTASERVE_SERVER": addresses[0],
+        "README_HTTP": addresses[1],
         "README_HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",
         "COLUMNS": "120",
@@ -68,7 +71,8 @@ async def _run(command: str, environment: dict[str, str]) -> str:
 
 
 async def _up(command: str, environment: dict[str, str]) -> asyncio.subprocess.Process:
-    flags = f"--listen {environment['DELTASERVE_SERVER']} --home {environment['README_HOME']} --threads 1"
+    flags = f"--listen {environment['DELTASERVE_SERVER']} --http {environment['README_HTTP']}"
+    flags += f" --home {environment['README_HOME']} --threads 1"
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", f"exec {command.removesuffix('&').strip()} {flags}", cwd=ROOT, env=environment,
         stderr=asyncio.subprocess.PIPE,
@@ -90,7 +94,8 @@ async def test_the_session_runs_as_shown(environment: dict[str, str]) -> None:
     assert len(commands) >= 4
     server = await _up(up, environment)
     try:
-        for command, shown in commands:
+        for written, shown in commands:
+            command = written.replace("127.0.0.1:8000", environment["README_HTTP"])
             printed = [_shape(line) for line in (await _run(command, environment)).splitlines()]
             for line in shown:
                 assert _shape(line) in printed, f"{command!r} does not print {line!r}, but:\n" + "\n".join(printed)

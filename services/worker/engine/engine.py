@@ -10,12 +10,27 @@ from services.worker.engine import sampler
 from services.worker.engine.attention import Attention
 from services.worker.engine.batch import Batch, build_batch
 from services.worker.engine.delta_cache import DeltaCache
+from services.worker.engine.grammars import Grammars
 from services.worker.engine.model import LlamaModel, vocab_of
 from services.worker.engine.outputs import ended, output_of
 from services.worker.engine.scheduler import Plan, Scheduler
-from services.worker.engine.sequence import sequence_of
+from services.worker.engine.sequence import Constraint, sequence_of
 from services.worker.engine.stats import StatsReporter
-from services.worker.messages import Abort, Add, Drop, FromEngine, Load, Output, Pause, Sampling, Step, ToEngine
+from services.worker.messages import (
+    Abort,
+    Add,
+    Drop,
+    FromEngine,
+    Load,
+    Output,
+    Pause,
+    Sampling,
+    Step,
+    ToEngine,
+    Vocabulary,
+)
+
+_NOTHING_ALLOWED = ", or neither the grammar nor what holds stop tokens back leaves a token"
 
 
 class Engine:
@@ -33,6 +48,7 @@ class Engine:
         scheduler: Scheduler,
         deltas: DeltaCache,
         send: Callable[[FromEngine], None],
+        grammars: Grammars,
     ) -> None:
         self.context = min(model.config.context, scheduler.blocks.capacity)
         self._model = model
@@ -40,6 +56,7 @@ class Engine:
         self._scheduler = scheduler
         self.deltas = deltas
         self._send = send
+        self._grammars = grammars
         self._device = model.weights.embedding.device
         self._arrivals = 0
         self._outputs: list[Output] = []
@@ -53,12 +70,20 @@ class Engine:
     def handle(self, message: ToEngine, now: float) -> None:
         """Takes one message; it has effect on the next step."""
         match message:
-            case Add():
-                self._add(message, now)
+            case Add(grammar=grammar):
+                self._arrivals += 1
+                if grammar:
+                    self._grammars.begin(message, self._arrivals)
+                else:
+                    self._add(message, self._arrivals, now)
+            case Vocabulary():
+                self._grammars.learn(message)
             case Abort(sequence_id):
+                self._grammars.abort(sequence_id)
                 if sequence := self._scheduler.get(sequence_id):
                     self._scheduler.remove(sequence)
             case Pause(sequence_id, paused):
+                self._grammars.pause(sequence_id, paused)
                 if sequence := self._scheduler.get(sequence_id):
                     self._scheduler.pause(sequence, paused, now)
             case Load():
@@ -89,6 +114,7 @@ class Engine:
         self._send = send
 
     def _schedule(self, now: float) -> Plan:
+        self._take_constrained(now)
         first = self._scheduler.turns.favoured_revision
         for revision, reason in self.deltas.update(self._scheduler.claims(), now, first):
             for sequence in self._scheduler.of_revision(revision):
@@ -122,9 +148,13 @@ class Engine:
                 continue
             choice = next(chosen)
             if choice.token is None:
-                self._fail(sequence.id, "the model's logits are not finite")
+                free = sequence.constraint is None
+                self._fail(sequence.id, "the model's logits are not finite" + ("" if free else _NOTHING_ALLOWED))
                 continue
             self._scheduler.advance(chunk, choice.token)
+            if sequence.constraint is not None and (broken := sequence.constraint.advance(choice.token)):
+                self._fail(sequence.id, f"the grammar cannot be followed further: {broken}")
+                continue
             output = output_of(sequence, choice, self.context, prefill_started=began)
             self._outputs.append(output)
             if output.finish:
@@ -135,15 +165,26 @@ class Engine:
             self._send(Step(self._outputs))
             self._outputs = []
 
-    def _add(self, add: Add, now: float) -> None:
-        self._arrivals += 1
-        sequence = sequence_of(add, self._arrivals, now)
+    def _take_constrained(self, now: float) -> None:
+        """Takes the sequences whose grammars have become ready."""
+        for pending in self._grammars.ready():
+            if pending.error:
+                self._outputs.append(Output(sequence=pending.add.sequence, finish="error", error=pending.error))
+                continue
+            self._add(pending.add, pending.arrival, now, pending.constraint)
+            sequence = self._scheduler.get(pending.add.sequence)
+            if pending.paused and sequence is not None:
+                self._scheduler.pause(sequence, True, now)
+
+    def _add(self, add: Add, arrival: int, now: float, constraint: Constraint | None = None) -> None:
+        sequence = sequence_of(add, arrival, now, constraint)
         if not sequence.tokens or self._scheduler.get(add.sequence) is not None:
             self._outputs.append(
                 Output(sequence=add.sequence, finish="error", error="empty prompt, or a sequence number in use")
             )
         elif finish := ended(sequence, self.context):
-            stop_token = sequence.tokens[-1] if finish == "stop" else None
+            last = sequence.tokens[-1]
+            stop_token = last if finish == "stop" and last in sequence.stop_tokens else None
             self._outputs.append(Output(sequence=add.sequence, finish=finish, stop_token=stop_token))
         else:
             self._scheduler.add(sequence)

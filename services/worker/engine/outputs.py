@@ -11,6 +11,8 @@ def ended(sequence: Sequence, context: int) -> str:
     """Returns why a sequence ends after its last token: "stop", "length", or "" when it goes on."""
     if sequence.generated and sequence.tokens[-1] in sequence.stop_tokens:
         return "stop"
+    if sequence.constraint is not None and sequence.constraint.complete:
+        return "stop"
     if sequence.generated >= sequence.sampling.max_tokens or len(sequence.tokens) >= context:
         return "length"
     return ""
@@ -25,6 +27,6 @@ def output_of(sequence: Sequence, choice: Choice, context: int, *, prefill_start
         tokens=[token],
         logprobs=[] if choice.logprobs is None else [choice.logprobs],
         finish=finish,
-        stop_token=token if finish == "stop" else None,
+        stop_token=token if finish == "stop" and token in sequence.stop_tokens else None,
         prefill_started=prefill_started,
     )

@@ -24,6 +24,7 @@ from services.worker.engine.config import ModelConfig, read_config
 from services.worker.engine.delta_cache import DeltaCache
 from services.worker.engine.deltas import DeltaBuilder
 from services.worker.engine.engine import Engine
+from services.worker.engine.grammars import Grammars
 from services.worker.engine.link import Link
 from services.worker.engine.loader import Loader
 from services.worker.engine.model import LlamaModel
@@ -90,7 +91,7 @@ def build_engine(
     loader = Loader(DeltaBuilder(weights), check, wake)
     deltas = DeltaCache(Residency(settings.delta_bytes, settings.decoded_bytes), loader, send)
     attention = PagedSdpa(config, blocks.count, blocks.block_size, dtype, device)
-    engine = Engine(LlamaModel(config, weights), attention, Scheduler(limits, blocks), deltas, send)
+    engine = Engine(LlamaModel(config, weights), attention, Scheduler(limits, blocks), deltas, send, Grammars(wake))
     ready = Ready(
         context_length=engine.context,
         vocab_size=len(weights.embedding),

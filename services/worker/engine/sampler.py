@@ -1,6 +1,7 @@
 """Chooses next tokens from logits, all rows at once, on the device that holds them.
 
-Order: repetition, presence and frequency penalties, logit_bias, minimum length, temperature, top_k, top_p, min_p, draw.
+Order: repetition, presence and frequency penalties, logit_bias, grammar, minimum length, temperature, top_k, top_p,
+min_p, draw.
 Where tokens tie at the edge of top_k or top_p all of them are kept, so that no choice depends on the order of a sort.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from services.worker.engine.masks import forbidden_tokens
 from services.worker.engine.noise import gumbel
 from services.worker.engine.sequence import Sequence as EngineSequence
 from services.worker.messages import Logprobs, Sampling
@@ -38,9 +40,14 @@ def sample(logits: torch.Tensor, sequences: Sequence[EngineSequence]) -> list[Ch
     Returns:
         One choice a row.
     """
+    # first, on the CPU: on a GPU the logits are still being computed
+    constrained = [row for row, sequence in enumerate(sequences) if sequence.constraint is not None]
+    masks = [sequence.constraint.mask() for sequence in sequences if sequence.constraint is not None]
     raw = logits.clone() if any(s.sampling.top_logprobs is not None for s in sequences) else logits
     _penalise(logits, sequences)
     _bias(logits, sequences)
+    if constrained:
+        _forbid(logits, constrained, forbidden_tokens(masks, logits.shape[1], logits.device))
     _hold_back_stops(logits, sequences)
     drawn = [row for row, sequence in enumerate(sequences) if sequence.sampling.temperature > 0]
     scores = _draw_scores(logits, sequences, drawn) if drawn else logits
@@ -74,6 +81,16 @@ def _bias(logits: torch.Tensor, sequences: Sequence[EngineSequence]) -> None:
     for row in _rows(sequences, lambda p: bool(p.logit_bias)):
         bias = {t: b for t, b in sequences[row].sampling.logit_bias.items() if t < logits.shape[1]}
         logits[row, list(bias)] += torch.tensor(list(bias.values()), device=logits.device)
+
+
+def _forbid(logits: torch.Tensor, rows: list[int], forbidden: torch.Tensor) -> None:
+    if len(rows) == len(logits):
+        logits.masked_fill_(forbidden, -_INF)
+    elif logits.device.type == "cpu":
+        for row, tokens in zip(rows, forbidden, strict=True):
+            logits[row].masked_fill_(tokens, -_INF)  # in place: a copy of the rows costs more than the calls
+    else:
+        logits[rows] = logits[rows].masked_fill_(forbidden, -_INF)
 
 
 def _hold_back_stops(logits: torch.Tensor, sequences: Sequence[EngineSequence]) -> None:

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from services.worker.messages import Add, Sampling
+
+
+class Constraint(Protocol):
+    """What a sequence's output must look like, and how far it is."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing can follow."""
+
+    def mask(self) -> bytes:
+        """Returns a bit for each token id, lowest bit first: whether the token may come next."""
+
+    def advance(self, token: int) -> str:
+        """Takes the next token; returns why the grammar cannot go on with it, "" when it can."""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +40,7 @@ class Sequence:
     started: bool = False  # some step has computed it
     paused: bool = False
     stop_tokens: frozenset[int] = frozenset()
+    constraint: Constraint | None = None
 
     @property
     def generated(self) -> int:
@@ -37,7 +53,7 @@ class Sequence:
         return len(self.tokens) - self.computed
 
 
-def sequence_of(add: Add, arrival: int, now: float) -> Sequence:
+def sequence_of(add: Add, arrival: int, now: float, constraint: Constraint | None = None) -> Sequence:
     """Makes the sequence that an Add asks for; `arrival` grows with every Add."""
     return Sequence(
         id=add.sequence,
@@ -50,4 +66,5 @@ def sequence_of(add: Add, arrival: int, now: float) -> Sequence:
         prefill_deadline=add.prefill_deadline,
         waiting_since=now,
         stop_tokens=frozenset(add.sampling.stop_token_ids),
+        constraint=constraint,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from deltaserve.v1 import inference_pb2 as pb
 from services.worker.front.detokenize import Detokenizer
@@ -24,7 +24,14 @@ class Choice:
         first_token_at, last_token_at: times of the first and last of fresh_tokens.
     """
 
-    def __init__(self, index: int, detokenizer: Detokenizer, stopping: Stopping) -> None:
+    def __init__(
+        self,
+        index: int,
+        detokenizer: Detokenizer,
+        stopping: Stopping,
+        bytes_of: Callable[[int], bytes] | None = None,
+    ) -> None:
+        """Begins at the prompt's end; `bytes_of` returns a token's bytes where logprobs are to tell them."""
         self.index = index
         self.tokens = 0
         self.fresh_tokens = 0
@@ -33,6 +40,7 @@ class Choice:
         self.last_token_at: float | None = None
         self._detokenizer = detokenizer
         self._stopping = stopping
+        self._bytes_of = bytes_of
         self._matcher = StopMatcher(stopping.strings, stopping.include)
 
     def resume(self, tokens: Sequence[int], max_tokens: int) -> list[pb.GenerateResponse]:
@@ -58,7 +66,7 @@ class Choice:
         if taken or text:
             chunk = pb.Chunk(index=self.index, text=text, token_ids=output.tokens[:taken])
             pairs = zip(output.tokens[:taken], output.logprobs, strict=False)  # logprobs may not have been asked for
-            chunk.logprobs.extend(_token_logprobs(token, logprobs) for token, logprobs in pairs)
+            chunk.logprobs.extend(self._logprobs(token, logprobs) for token, logprobs in pairs)
             frames.append(pb.GenerateResponse(chunk=chunk))
         if stop is not None:
             frames.append(self._finish(pb.FINISH_REASON_STOP, stop=stop))
@@ -97,10 +105,12 @@ class Choice:
             finished=pb.Finished(index=self.index, reason=reason, stop_string=stop, stop_token_id=token)
         )
 
+    def _logprobs(self, token: int, logprobs: Logprobs) -> pb.TokenLogprobs:
+        top = zip(logprobs.top_ids, logprobs.top_values, strict=True)
+        return pb.TokenLogprobs(
+            chosen=self._logprob(token, logprobs.chosen), top=[self._logprob(number, value) for number, value in top]
+        )
 
-def _token_logprobs(token: int, logprobs: Logprobs) -> pb.TokenLogprobs:
-    top = zip(logprobs.top_ids, logprobs.top_values, strict=True)
-    return pb.TokenLogprobs(
-        chosen=pb.Logprob(token_id=token, value=logprobs.chosen),
-        top=[pb.Logprob(token_id=number, value=value) for number, value in top],
-    )
+    def _logprob(self, token: int, value: float) -> pb.Logprob:
+        told = b"" if self._bytes_of is None else self._bytes_of(token)
+        return pb.Logprob(token_id=token, value=value, token_bytes=told)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import multiprocessing
 import socket
+from collections import OrderedDict
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 
@@ -14,9 +15,11 @@ import msgspec
 from deltaserve.errors import InternalError
 from services.worker import wire
 from services.worker.engine.settings import EngineSettings
-from services.worker.messages import FromEngine, Ready, Shutdown, ToEngine
+from services.worker.messages import FromEngine, Ready, Shutdown, ToEngine, Vocabulary
 
 log = logging.getLogger(__name__)
+
+_VOCABULARIES = 8  # kept by the engine; fine-tunes of one base nearly always share one
 
 
 class Engine:
@@ -35,6 +38,7 @@ class Engine:
         self._writer = writer
         self._decoder: msgspec.msgpack.Decoder[FromEngine] = wire.from_engine_decoder()
         self._listening: asyncio.Task[None]
+        self._taught: OrderedDict[str, None] = OrderedDict()  # keys of vocabularies, last used last
 
     @classmethod
     async def start(cls, settings: EngineSettings, receive: Callable[[FromEngine], None]) -> Engine:
@@ -71,6 +75,15 @@ class Engine:
         """Sends a message; after the engine's death it goes nowhere."""
         if not self.lost.done():
             self._writer.write(wire.encode(message))
+
+    def teach(self, vocabulary: Vocabulary) -> None:
+        """Sends a vocabulary unless the engine has it; of more than it keeps, the one unused for longest goes."""
+        if vocabulary.key not in self._taught:
+            self.send(vocabulary)
+        self._taught[vocabulary.key] = None
+        self._taught.move_to_end(vocabulary.key)
+        if len(self._taught) > _VOCABULARIES:
+            self.send(Vocabulary(key=self._taught.popitem(last=False)[0]))
 
     async def stop(self, patience_seconds: float = 5.0) -> None:
         """Asks the engine to leave and makes sure that it does."""

@@ -14,6 +14,7 @@ from deltaserve.v1 import inference_pb2 as pb
 from deltaserve.v1 import worker_pb2
 from services.worker.front.deltas import Deltas
 from services.worker.front.disk import DiskCache
+from services.worker.front.grammar import vocabulary_of
 from services.worker.front.prompt import prompt_ids
 from services.worker.front.reports import state_report
 from services.worker.front.requests import Requests
@@ -170,6 +171,17 @@ class Front:
 
     def _engine_ready(self, ready: Ready) -> None:
         self._revisions.serve(ready.base_fingerprint)
+        self._run_errand(self._teach_base())
+
+    async def _teach_base(self) -> None:
+        """Gets the base's tokenizer, which most fine-tunes share, ready for grammars before requests come."""
+        try:
+            vocabulary = vocabulary_of(await self._revisions.get(""))
+        except DeltaServeError as error:
+            log.warning("no grammars over the base: %s", error.message)
+            return
+        if self.supervisor.engine is not None:
+            self.supervisor.engine.teach(vocabulary)
 
     def _engine_lost(self, status: int) -> None:
         self._stats = None

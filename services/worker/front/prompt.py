@@ -12,6 +12,7 @@ from deltaserve.v1 import inference_pb2 as pb
 from deltaserve.v1.worker_pb2 import Submit
 from services.worker.front.choice import Choice
 from services.worker.front.detokenize import Detokenizer
+from services.worker.front.grammar import compile_grammar, vocabulary_of
 from services.worker.front.revisions import Revision
 from services.worker.front.validation import (
     Bounds,
@@ -24,7 +25,7 @@ from services.worker.front.validation import (
     sampling_of,
     stopping_of,
 )
-from services.worker.messages import Sampling
+from services.worker.messages import Sampling, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +37,16 @@ class Prepared:
         sampling: one for each choice.
         resume: tokens that the client has, for each choice.
         stopping: when a choice ends.
+        grammar: that each choice follows, compiled; empty: none.
+        vocabulary: that the grammar is applied over.
     """
 
     prompt: list[int]
     sampling: list[Sampling]
     resume: list[list[int]]
     stopping: Stopping
+    grammar: str = ""
+    vocabulary: Vocabulary | None = None
 
 
 async def prepare(submit: Submit, revision: Revision, context_length: int, max_logprobs: int | None) -> Prepared:
@@ -58,6 +63,8 @@ async def prepare(submit: Submit, revision: Revision, context_length: int, max_l
         PreconditionError: the prompt is a chat and the model has no chat template.
         UnsupportedModelError, FormatError: the model's tokenizer or template does not fit it.
     """
+    if submit.request.response.token_bytes:
+        _ = revision.tokenizer.encoding.token_bytes  # refused here when there are none
     bounds = Bounds(
         revision.vocab_size,
         min(context_length, revision.max_positions),
@@ -72,14 +79,21 @@ async def prepare(submit: Submit, revision: Revision, context_length: int, max_l
     first = sampling_of(request, revision.defaults, stopping, len(prompt), bounds)
     sampling = [msgspec.structs.replace(first, seed=choice_seed(submit.seed, i)) for i in range(choices)]
     resume = [list(tokens.ids) for tokens in submit.resume]
-    return Prepared(prompt, sampling, resume + [[] for _ in range(choices - len(resume))], stopping)
+    resume += [[] for _ in range(choices - len(resume))]
+    if not request.sampling.HasField("grammar"):
+        return Prepared(prompt, sampling, resume, stopping)
+    vocabulary = vocabulary_of(revision)
+    grammar = await asyncio.to_thread(compile_grammar, request.sampling.grammar)
+    return Prepared(prompt, sampling, resume, stopping, grammar, vocabulary)
 
 
-def make_choice(prepared: Prepared, index: int, revision: Revision, skip_special_tokens: bool) -> Choice:
+def make_choice(prepared: Prepared, index: int, revision: Revision, options: pb.ResponseOptions) -> Choice:
     """Returns choice `index`, at the beginning of its output."""
     encoding = revision.tokenizer.encoding
-    hidden = encoding.special if skip_special_tokens else frozenset()
-    return Choice(index, Detokenizer(encoding.decode, prepared.prompt, hidden), prepared.stopping)
+    skips = options.skip_special_tokens if options.HasField("skip_special_tokens") else True
+    hidden = encoding.special if skips else frozenset()
+    bytes_of = encoding.token_bytes.of if options.token_bytes else None
+    return Choice(index, Detokenizer(encoding.decode, prepared.prompt, hidden), prepared.stopping, bytes_of)
 
 
 def prompt_ids(request: pb.GenerateRequest | pb.TokenizeRequest, revision: Revision) -> list[int]:
@@ -95,6 +109,6 @@ def prompt_ids(request: pb.GenerateRequest | pb.TokenizeRequest, revision: Revis
             raise InvalidArgumentError("prompt.chat has no messages; send at least one", field="prompt.chat.messages")
         add = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else True
         return revision.tokenizer.encode_chat(messages, add)
-    if isinstance(request, pb.GenerateRequest) and kind == "token_ids":
+    if kind == "token_ids":
         return list(request.token_ids.ids)
     raise InvalidArgumentError("the request has no prompt; send text, token_ids or chat", field="prompt")

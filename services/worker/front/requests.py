@@ -212,11 +212,11 @@ class Requests:
         """Hands all choices to the engine."""
         request.prompt_tokens = len(prepared.prompt)
         asked = request.submit.request
-        options = asked.response
-        skip = options.skip_special_tokens if options.HasField("skip_special_tokens") else True
+        if prepared.vocabulary is not None and self._supervisor.engine is not None:
+            self._supervisor.engine.teach(prepared.vocabulary)
         for index, (sampling, resume) in enumerate(zip(prepared.sampling, prepared.resume, strict=True)):
             sequence = next(_numbers)
-            choice = make_choice(prepared, index, revision, skip)
+            choice = make_choice(prepared, index, revision, asked.response)
             request.choices[sequence] = choice
             self._sequences[sequence] = request
             request.emit(choice.resume(resume, sampling.max_tokens))
@@ -231,6 +231,8 @@ class Requests:
                 priority=asked.priority,
                 deadline=request.deadline,
                 prefill_deadline=request.prefill_deadline,
+                grammar=prepared.grammar,
+                vocabulary="" if prepared.vocabulary is None else prepared.vocabulary.key,
             )
             self._supervisor.send(add)
             if request.paused:

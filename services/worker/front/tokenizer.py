@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -12,6 +13,7 @@ import tokenizers
 from deltaserve.errors import FormatError, PreconditionError, UnsupportedModelError
 from services.worker.front.chat import ChatTemplate
 from services.worker.front.detokenize import Detokenizer
+from services.worker.front.token_bytes import TokenBytes
 
 TOKENIZER, CONFIG, SPECIAL_TOKENS, TEMPLATE = (
     "tokenizer.json",
@@ -26,11 +28,15 @@ class Encoding:
     """A tokenizer.json: text to ids and back. Large in memory, so models with equal files share one.
 
     Attributes:
+        source: the file's bytes.
+        key: their sha256.
         special: ids of special tokens.
     """
 
     def __init__(self, data: bytes) -> None:
         """Reads the file's bytes; raises FormatError."""
+        self.source = data
+        self.key = hashlib.sha256(data).hexdigest()
         try:
             self._tokenizer = tokenizers.Tokenizer.from_buffer(data)
         except Exception as error:  # the library raises plain exceptions
@@ -39,6 +45,11 @@ class Encoding:
         self._tokenizer.no_padding()
         added = self._tokenizer.get_added_tokens_decoder()
         self.special = frozenset(number for number, token in added.items() if token.special)
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The bytes of tokens; raises UnsupportedModelError when the tokenizer does not tell them."""
+        return TokenBytes(self._tokenizer)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Returns token ids; special tokens written in the text are recognised."""

@@ -22,7 +22,8 @@ BASE = Path(__file__).parents[3] / "examples" / "models" / "base"
 
 @contextlib.contextmanager
 def deltaserve_up(*flags: str, cwd: Path) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "deltaserve.cli", "up", "--listen", "127.0.0.1:0", "--threads", "1", *flags]
+    command = [sys.executable, "-m", "deltaserve.cli", "up", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]
+    command += ["--threads", "1", *flags]
     with subprocess.Popen(command, cwd=cwd, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
