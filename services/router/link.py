@@ -28,7 +28,8 @@ from deltaserve.v1.worker_pb2 import (
 )
 from deltaserve.v1.worker_pb2_grpc import WorkerServiceStub
 from services.router.flight import Flight
-from services.router.routing import Tier, WorkerView
+from services.router.costs import Tier
+from services.router.routing import WorkerView
 from services.router.session import Session, open_session
 
 log = logging.getLogger(__name__)

@@ -10,40 +10,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
 
-
-class Tier(IntEnum):
-    """Where a delta is, as in inference.proto."""
-
-    NONE = 0
-    STORE = 1
-    DISK = 2
-    HOST = 3
-    DEVICE = 4
-    DECODED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class LoadCosts:
-    """What bringing a delta into a worker's memory is assumed to cost, by the tier it comes from.
-
-    Attributes:
-        seconds: fixed part.
-        bytes_per_second: the rest.
-    """
-
-    seconds: Mapping[Tier, float] = field(default_factory=lambda: {Tier.STORE: 0.1, Tier.DISK: 0.02, Tier.HOST: 0.005})
-    bytes_per_second: Mapping[Tier, float] = field(
-        default_factory=lambda: {Tier.STORE: 200e6, Tier.DISK: 1e9, Tier.HOST: 20e9}
-    )
-
-    def expected(self, tier: Tier, size: int) -> float:
-        """Seconds until a delta of `size` bytes is usable when it is in `tier` now."""
-        if tier >= Tier.DEVICE:
-            return 0.0
-        source = max(tier, Tier.STORE)
-        return self.seconds[source] + size / self.bytes_per_second[source]
+from services.router.costs import LoadCosts, Tier
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,168 @@
+"""When something happens next: three experts on the gap between two events, weighted by how well they did. Pure.
+
+- **steady**: events come at random at the mean rate of the last gaps (exponential, with the rate's own uncertainty).
+- **pattern**: gaps are as they were: a histogram of the last ones in bins that grow by a quarter, after the hybrid
+  histogram policy of "Serverless in the Wild" (Shahrad et al., ATC'20), begun from what other models' first gaps were.
+- **timer**: runs begin at equal distances. A run is what comes within ten seconds of each other; inside one this expert
+  sleeps: its weight does not change (specialists, Freund et al. 1997).
+
+An expert's weight is multiplied by the density that it gave to each gap that came (Bayes), and a little is shared out
+so that a change is found. The probability of an event within h seconds, `age` seconds after the last, is
+(S(age) - S(age + h)) / S(age) for the weighted survival function S: what did not come until now counts as well.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from itertools import accumulate
+
+RUN_SECONDS = 10.0
+_BINS, _FIRST_SECONDS, _GROWTH = 56, 0.5, 1.25  # the last bin ends after 29 hours
+_EDGES = [0.0, *(_FIRST_SECONDS * _GROWTH**i for i in range(_BINS))]
+_LOG_GROWTH = math.log(_GROWTH)
+_MOST_GAPS = 64.0  # the histogram's counts are halved when they reach it
+_PRIOR_GAPS = 1.0  # what other models' gaps count for
+_RECENT_GAPS = 16.0  # of the steady expert
+_RECENT_RUNS = 8.0  # of the timer
+_LEAST_RUNS = 3.0
+_LEAST_SPREAD = 0.01  # of a timer, as a share of its period
+_SHARED = 0.02  # weight shared out after each gap
+_TINY = 1e-12
+
+
+class Histogram:
+    """Counts of gaps in growing bins; old ones fade."""
+
+    __slots__ = ("counts", "sums")
+
+    def __init__(self, counts: array[float] | None = None) -> None:
+        self.counts = counts or array("d", bytes(8 * _BINS))
+        self.sums = array("d", accumulate(self.counts, initial=0.0))
+
+    @property
+    def total(self) -> float:
+        """Gaps counted, as far as they have not faded."""
+        return self.sums[_BINS]
+
+    def add(self, gap: float) -> None:
+        """Counts a gap of so many seconds."""
+        if self.total >= _MOST_GAPS:
+            self.counts = array("d", [c / 2 for c in self.counts])
+        self.counts[_bin(gap)] += 1.0
+        self.sums = array("d", accumulate(self.counts, initial=0.0))
+
+    def above(self, seconds: float) -> float:
+        """Returns how many gaps are longer, spread evenly within each bin."""
+        place = _bin(seconds)
+        begin, end = _EDGES[place], _EDGES[place + 1]
+        share = min(1.0, (seconds - begin) / (end - begin))
+        return self.total - self.sums[place] - self.counts[place] * share
+
+
+def _bin(seconds: float) -> int:
+    if seconds < _FIRST_SECONDS:
+        return 0
+    return min(_BINS - 1, 1 + int(math.log(seconds / _FIRST_SECONDS) / _LOG_GROWTH))
+
+
+class Gaps:
+    """What is known of the gaps between the events of one model.
+
+    Attributes:
+        last: time of the last event, seconds.
+        events: how many there were.
+        weights: of the experts steady, pattern and timer; they sum to one.
+    """
+
+    __slots__ = ("_begin", "_centre", "_mean", "_pattern", "_prior", "_runs", "_steady", "_variance", "events", "last",
+                 "weights")  # fmt: skip
+
+    def __init__(self, first: float, prior: Histogram) -> None:
+        """Begins with the first event; `prior` holds the first gaps of all models, and is added to."""
+        self.last = self._begin = first
+        self.events = 1
+        self.weights = (1 / 3, 1 / 3, 1 / 3)
+        self._prior = prior
+        self._pattern = Histogram()
+        self._steady = 0.0  # gaps that _mean is of
+        self._mean = 0.0
+        self._runs = 0.0  # distances between runs that _centre and _variance are of
+        self._centre = 0.0  # of the logarithm of a distance
+        self._variance = 0.0
+
+    def add(self, now: float) -> None:
+        """Takes the next event; one that is out of order counts as simultaneous with the last."""
+        now = max(now, self.last)
+        gap = now - self.last
+        if self.events > 1:
+            self._weigh(now, gap)
+        if self.events <= 4:
+            self._prior.add(gap)
+        self._pattern.add(gap)
+        self._steady = min(self._steady + 1.0, _RECENT_GAPS)
+        self._mean += (gap - self._mean) / self._steady
+        if gap >= RUN_SECONDS:
+            self._take_run(now - self._begin)
+            self._begin = now
+        self.last = now
+        self.events += 1
+
+    def probability(self, now: float, seconds: float) -> float:
+        """Returns how probable an event is from `now` until `seconds` later."""
+        age = max(0.0, now - self.last)
+        before, after = self._survival(age), self._survival(age + seconds)
+        alive = gone = 0.0
+        for weight, s, t in zip(self.weights, before, after, strict=True):
+            alive += weight * s
+            gone += weight * (s - t)
+        return min(1.0, max(0.0, gone / alive)) if alive > _TINY else 0.0
+
+    def _survival(self, age: float) -> tuple[float, float, float]:
+        prior = self._prior.above(age) / (self._prior.total or 1.0)
+        pattern = (self._pattern.above(age) + _PRIOR_GAPS * prior) / (self._pattern.total + _PRIOR_GAPS)
+        if not self._steady:
+            return pattern, pattern, pattern
+        total = self._steady * self._mean + _TINY
+        steady = (total / (total + age)) ** self._steady
+        if self._runs < _LEAST_RUNS:
+            return steady, pattern, pattern
+        already = self._timer_above(self.last - self._begin)
+        timer = self._timer_above(self.last - self._begin + age) / already if already > _TINY else pattern
+        return steady, pattern, timer
+
+    def _timer_above(self, seconds: float) -> float:
+        if seconds <= 0.0:
+            return 1.0
+        return 0.5 * math.erfc((math.log(seconds) - self._centre) / (self._spread() * math.sqrt(2.0)))
+
+    def _spread(self) -> float:
+        # few runs tell little about how regular they are
+        return (math.sqrt(self._variance) + _LEAST_SPREAD) * (1.0 + 2.0 / self._runs)
+
+    def _weigh(self, now: float, gap: float) -> None:
+        total = self._steady * self._mean + _TINY
+        steady = self._steady / (total + gap) * (total / (total + gap)) ** self._steady
+        place = _bin(gap)
+        begin, end = _EDGES[place], _EDGES[place + 1]
+        share = self._pattern.counts[place] + _PRIOR_GAPS * self._prior.counts[place] / (self._prior.total or 1.0)
+        pattern = share / (self._pattern.total + _PRIOR_GAPS) / (end - begin)
+        a, b, c = self.weights
+        asleep = (a * steady + b * pattern) / (a + b)
+        timer = asleep if gap < RUN_SECONDS or self._runs < _LEAST_RUNS else self._timer_density(now - self._begin)
+        a, b, c = a * steady + _TINY, b * pattern + _TINY, c * timer + _TINY
+        kept = (1.0 - _SHARED) / (a + b + c)
+        self.weights = (a * kept + _SHARED / 3, b * kept + _SHARED / 3, c * kept + _SHARED / 3)
+
+    def _timer_density(self, seconds: float) -> float:
+        spread = self._spread()
+        z = (math.log(seconds) - self._centre) / spread
+        density = math.exp(-0.5 * z * z) / (seconds * spread * math.sqrt(2.0 * math.pi))
+        already = self._timer_above(self.last - self._begin)
+        return density / already if already > _TINY else 0.0
+
+    def _take_run(self, distance: float) -> None:
+        self._runs = min(self._runs + 1.0, _RECENT_RUNS)
+        step = math.log(distance) - self._centre
+        self._centre += step / self._runs
+        self._variance += ((1.0 - 1.0 / self._runs) * step * step - self._variance) / self._runs
