@@ -22,7 +22,7 @@ from benchmarks.placement_sim.arrivals import DAY, Trace
 from benchmarks.placement_sim.memory import Outcome, Policy, simulate
 from benchmarks.placement_sim.policies import Gdsf, Lfu, Lru, Oracle, Ours
 from benchmarks.placement_sim.scale import scale
-from services.router.placement import Rules
+from services.router.plan import Rules
 
 HOUR = 3600.0
 SHARED = Path(__file__).parents[2] / "shared" / "traces"

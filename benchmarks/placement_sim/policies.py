@@ -10,7 +10,8 @@ from benchmarks.placement_sim.arrivals import Trace
 from benchmarks.placement_sim.memory import Memory, load_seconds
 from services.router.costs import LoadCosts, Tier
 from services.router.forecasts import Forecasts
-from services.router.placement import Demand, Held, Rules, WorkerState, decide
+from services.router.placement import decide
+from services.router.plan import Demand, Held, Rules, WorkerState
 
 
 class Lru:
@@ -91,10 +92,11 @@ class Ours:
         if not self._prefetch or memory.now % 2.0 > 1e-9:  # the router decides every two seconds
             return
         held = {
-            str(m): Held(Tier.DEVICE, memory.sizes[m], int(s.busy > memory.now or s.ready > memory.now))
+            str(m): Held(Tier.DEVICE, memory.sizes[m], int(s.busy > memory.now))
             for m, s in memory.slots.items()
+            if s.ready <= memory.now
         }
-        arriving = frozenset(str(m) for m, s in memory.slots.items() if s.ready > memory.now)
+        arriving = {str(m): memory.sizes[m] for m, s in memory.slots.items() if s.ready > memory.now}
         demands = [
             Demand(name, memory.sizes[int(name)], self.forecasts.probability(name, memory.now, self._horizon))
             for name in self.forecasts.names()

@@ -7,7 +7,8 @@ import time
 
 from services.router.costs import LoadCosts, Tier
 from services.router.forecasts import Forecasts
-from services.router.placement import Demand, Held, Rules, WorkerState, decide
+from services.router.placement import decide
+from services.router.plan import Demand, Held, Rules, WorkerState
 
 _ROUNDS = 5
 _GB = 1_000_000_000

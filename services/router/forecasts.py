@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from services.router.gaps import Gaps, Histogram
 from services.router.rates import LONG_SECONDS, SHORT_SECONDS, ArrivalRate
@@ -17,10 +18,11 @@ from services.router.rates import LONG_SECONDS, SHORT_SECONDS, ArrivalRate
 _BURST_SIGMAS = 3.0
 _BURST_ARRIVALS = 3.0
 _MEDIAN_SECONDS = 86400.0  # a next arrival later than this is not told
+_GRID = 8  # ages are rounded down to steps of 2**-8 of themselves, so that old ones are seldom computed anew
+_FORGOTTEN = 20.0  # horizons after which a rate is nothing
 
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
+class Forecast(NamedTuple):
     """What is expected of one model.
 
     Attributes:
@@ -43,6 +45,24 @@ class _Entry:
     gaps: Gaps
     short: ArrivalRate
     long: ArrivalRate
+    asked: tuple[float, float] = (0.0, 0.0)  # time and seconds that `answer` is for
+    answer: float = 0.0
+
+    def probability(self, now: float, seconds: float) -> float:
+        """See Forecasts; a function of the rounded age only, so that it does not matter who asked before."""
+        age = now - self.gaps.last
+        if age > 1.0:
+            step = math.ldexp(1.0, math.frexp(age)[1] - 1 - _GRID)
+            now = self.gaps.last + age // step * step
+        if self.asked != (now, seconds):
+            self.asked, self.answer = (now, seconds), self.gaps.probability(now, seconds)
+        return self.answer
+
+    def rates(self, now: float) -> tuple[float, float]:
+        """Returns the short and the long rate."""
+        age = now - self.gaps.last
+        short = self.short.rate(now) if age < _FORGOTTEN * SHORT_SECONDS else 0.0
+        return short, self.long.rate(now) if age < _FORGOTTEN * LONG_SECONDS else 0.0
 
 
 class Forecasts:
@@ -76,6 +96,7 @@ class Forecasts:
                 del self._entries[next(iter(self._entries))]
         else:
             entry.gaps.add(now)
+            entry.asked = (0.0, 0.0)
         self._entries[name] = entry
         entry.short.add(now)
         entry.long.add(now)
@@ -88,16 +109,16 @@ class Forecasts:
     def probability(self, name: str, now: float, seconds: float) -> float:
         """Returns how probable a request within `seconds` is; 0 for an unknown name."""
         entry = self._entries.get(name)
-        return entry.gaps.probability(now, seconds) if entry else 0.0
+        return entry.probability(now, seconds) if entry else 0.0
 
     def forecast(self, name: str, now: float, seconds: float) -> Forecast:
         """Returns everything about one name, with the probability for the next `seconds`."""
         entry = self._entries.get(name)
         if entry is None:
             return Forecast()
-        short, long = entry.short.rate(now), entry.long.rate(now)
+        short, long = entry.rates(now)
         bursting = is_burst(short * SHORT_SECONDS, long * SHORT_SECONDS)
-        return Forecast(entry.gaps.probability(now, seconds), short if bursting else long, short, long, bursting)
+        return Forecast(entry.probability(now, seconds), short if bursting else long, short, long, bursting)
 
     def next_seconds(self, name: str, now: float) -> float | None:
         """Returns in how many seconds the next request is as likely to have come as not; None for beyond a day."""

@@ -29,6 +29,7 @@ _LEAST_RUNS = 3.0
 _LEAST_SPREAD = 0.01  # of a timer, as a share of its period
 _SHARED = 0.02  # weight shared out after each gap
 _TINY = 1e-12
+_ROOT_TWO = math.sqrt(2.0)
 
 
 class Histogram:
@@ -52,12 +53,9 @@ class Histogram:
         self.counts[_bin(gap)] += 1.0
         self.sums = array("d", accumulate(self.counts, initial=0.0))
 
-    def above(self, seconds: float) -> float:
-        """Returns how many gaps are longer, spread evenly within each bin."""
-        place = _bin(seconds)
-        begin, end = _EDGES[place], _EDGES[place + 1]
-        share = min(1.0, (seconds - begin) / (end - begin))
-        return self.total - self.sums[place] - self.counts[place] * share
+    def above(self, place: int, share: float) -> float:
+        """Returns how many gaps are longer than `share` of bin `place`, spread evenly within each bin."""
+        return self.sums[_BINS] - self.sums[place] - self.counts[place] * share
 
 
 def _bin(seconds: float) -> int:
@@ -119,8 +117,11 @@ class Gaps:
         return min(1.0, max(0.0, gone / alive)) if alive > _TINY else 0.0
 
     def _survival(self, age: float) -> tuple[float, float, float]:
-        prior = self._prior.above(age) / (self._prior.total or 1.0)
-        pattern = (self._pattern.above(age) + _PRIOR_GAPS * prior) / (self._pattern.total + _PRIOR_GAPS)
+        place = _bin(age)
+        begin, end = _EDGES[place], _EDGES[place + 1]
+        share = (age - begin) / (end - begin) if age < end else 1.0
+        prior = self._prior.above(place, share) / (self._prior.total or 1.0)
+        pattern = (self._pattern.above(place, share) + _PRIOR_GAPS * prior) / (self._pattern.total + _PRIOR_GAPS)
         if not self._steady:
             return pattern, pattern, pattern
         total = self._steady * self._mean + _TINY
@@ -134,7 +135,7 @@ class Gaps:
     def _timer_above(self, seconds: float) -> float:
         if seconds <= 0.0:
             return 1.0
-        return 0.5 * math.erfc((math.log(seconds) - self._centre) / (self._spread() * math.sqrt(2.0)))
+        return 0.5 * math.erfc((math.log(seconds) - self._centre) / (self._spread() * _ROOT_TWO))
 
     def _spread(self) -> float:
         # few runs tell little about how regular they are

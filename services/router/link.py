@@ -27,8 +27,8 @@ from deltaserve.v1.worker_pb2 import (
     Welcome,
 )
 from deltaserve.v1.worker_pb2_grpc import WorkerServiceStub
-from services.router.flight import Flight
 from services.router.costs import Tier
+from services.router.flight import Flight
 from services.router.routing import WorkerView
 from services.router.session import Session, open_session
 
