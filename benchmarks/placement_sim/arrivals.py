@@ -61,8 +61,10 @@ def uniform(models: int, rate: float, seconds: float, seed: int) -> Trace:
 
 
 def mixed(models: int, rate: float, seconds: float, seed: int) -> Trace:
-    """Returns what Azure Functions look like: popularity with a heavy tail; a third of the models are called by
-    timers (some with several requests at a tick), a third in bursts, a third at random, half of these by day only.
+    """Returns what Azure Functions look like: popularity with a heavy tail.
+
+    A third of the models are called by timers (some with several requests at a tick), a third in bursts, a third at
+    random, half of these by day only.
     """
     rng = random.Random(seed)
     events: list[tuple[float, int]] = []

@@ -1,5 +1,7 @@
 """The policies that are compared."""
 
+# ruff: noqa: D102, ARG002 - the methods are those of Policy
+
 from __future__ import annotations
 
 import math
@@ -73,13 +75,12 @@ class Gdsf:
 class Ours:
     """The router's own forecasts and placement decision, for a fleet of one worker."""
 
-    def __init__(self, horizon: float = 60.0, *, prefetch: bool = True, rules: Rules | None = None) -> None:
+    def __init__(self, horizon: float = 30.0, *, prefetch: bool = True, rules: Rules | None = None) -> None:
         self._horizon = horizon
         self._prefetch = prefetch
         self._rules = rules or Rules()
         self._costs = LoadCosts()
         self.forecasts = Forecasts(0.0)
-        self._decided = -1.0
 
     def requested(self, model: int, memory: Memory) -> None:
         self.forecasts.arrived(str(model), memory.now)

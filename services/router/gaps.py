@@ -23,6 +23,7 @@ _EDGES = [0.0, *(_FIRST_SECONDS * _GROWTH**i for i in range(_BINS))]
 _LOG_GROWTH = math.log(_GROWTH)
 _MOST_GAPS = 64.0  # the histogram's counts are halved when they reach it
 _PRIOR_GAPS = 1.0  # what other models' gaps count for
+_TAIL_GAPS, _TAIL_SECONDS = 8.0, 60.0  # weight and median of the tail of others' gaps
 _RECENT_GAPS = 16.0  # of the steady expert
 _RECENT_RUNS = 8.0  # of the timer
 _LEAST_RUNS = 3.0
@@ -120,7 +121,9 @@ class Gaps:
         place = _bin(age)
         begin, end = _EDGES[place], _EDGES[place + 1]
         share = (age - begin) / (end - begin) if age < end else 1.0
-        prior = self._prior.above(place, share) / (self._prior.total or 1.0)
+        # first gaps longer than we have watched are not among those of others: hence a tail without any scale
+        tail = _TAIL_GAPS / math.sqrt(1.0 + age / _TAIL_SECONDS)
+        prior = (self._prior.above(place, share) + tail) / (self._prior.total + _TAIL_GAPS)
         pattern = (self._pattern.above(place, share) + _PRIOR_GAPS * prior) / (self._pattern.total + _PRIOR_GAPS)
         if not self._steady:
             return pattern, pattern, pattern
@@ -146,8 +149,10 @@ class Gaps:
         steady = self._steady / (total + gap) * (total / (total + gap)) ** self._steady
         place = _bin(gap)
         begin, end = _EDGES[place], _EDGES[place + 1]
-        share = self._pattern.counts[place] + _PRIOR_GAPS * self._prior.counts[place] / (self._prior.total or 1.0)
-        pattern = share / (self._pattern.total + _PRIOR_GAPS) / (end - begin)
+        tail = _TAIL_GAPS * 0.5 / _TAIL_SECONDS * (1.0 + gap / _TAIL_SECONDS) ** -1.5
+        prior = (self._prior.counts[place] / (end - begin) + tail) / (self._prior.total + _TAIL_GAPS)
+        pattern = self._pattern.counts[place] / (end - begin) + _PRIOR_GAPS * prior
+        pattern /= self._pattern.total + _PRIOR_GAPS
         a, b, c = self.weights
         asleep = (a * steady + b * pattern) / (a + b)
         timer = asleep if gap < RUN_SECONDS or self._runs < _LEAST_RUNS else self._timer_density(now - self._begin)

@@ -61,8 +61,8 @@ def _why(place: Placed, worker: WorkerState) -> str:
 def disk_orders(placed: Mapping[str, Placed], fleet: Sequence[WorkerState], rules: Rules) -> Iterator[Order]:
     """Yields what brings revisions without a place in memory to a disk with room."""
     free = {worker.name: worker.disk_free for worker in fleet}
-    under_way = {worker.name: len(worker.arriving) for worker in fleet}
-    on_disk = {revision for worker in fleet for revision in (*worker.held, *worker.arriving)}
+    under_way = {worker.name: len(worker.to_disk) for worker in fleet}
+    on_disk = {revision for worker in fleet for revision in (*worker.held, *worker.arriving, *worker.to_disk)}
     for revision, place in placed.items():
         size = place.demand.bytes
         if not place.disk or revision in on_disk:

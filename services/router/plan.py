@@ -66,7 +66,8 @@ class WorkerState:
         places: requests that a step holds.
         service_seconds: that a request keeps its place.
         held: revisions above the store.
-        arriving: bytes of the revisions that are on their way to memory or disk.
+        arriving: revisions on their way to memory, with their bytes.
+        to_disk: revisions on their way to disk only.
     """
 
     name: str
@@ -76,6 +77,7 @@ class WorkerState:
     service_seconds: float = 1.0
     held: Mapping[str, Held] = field(default_factory=dict)
     arriving: Mapping[str, int] = field(default_factory=dict)
+    to_disk: frozenset[str] = frozenset()
 
     def in_memory(self, revision: str) -> bool:
         """Whether the revision can run here without a load."""

@@ -15,7 +15,7 @@ from services.worker.engine.outputs import ended, output_of
 from services.worker.engine.scheduler import Plan, Scheduler
 from services.worker.engine.sequence import sequence_of
 from services.worker.engine.stats import StatsReporter
-from services.worker.messages import Abort, Add, Drop, FromEngine, Load, Output, Pause, Sampling, Step, ToEngine
+from services.worker.messages import Abort, Add, Drop, FromEngine, Load, Output, Pause, Rank, Sampling, Step, ToEngine
 
 
 class Engine:
@@ -65,6 +65,8 @@ class Engine:
                 self.deltas.load(message)
             case Drop(revision):
                 self.deltas.drop(revision)
+            case Rank(worths):
+                self.deltas.residency.rank(worths, now)
 
     @torch.inference_mode()
     def step(self, now: float) -> bool:
