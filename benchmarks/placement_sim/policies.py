@@ -75,7 +75,7 @@ class Gdsf:
 class Ours:
     """The router's own forecasts and placement decision, for a fleet of one worker."""
 
-    def __init__(self, horizon: float = 30.0, *, prefetch: bool = True, rules: Rules | None = None) -> None:
+    def __init__(self, horizon: float = 15.0, *, prefetch: bool = True, rules: Rules | None = None) -> None:
         self._horizon = horizon
         self._prefetch = prefetch
         self._rules = rules or Rules()

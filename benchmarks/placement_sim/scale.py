@@ -36,7 +36,7 @@ def measure(workers: int, models: int, seed: int) -> tuple[float, float, int]:
     times: list[tuple[float, float]] = []
     for _ in range(_ROUNDS):
         begin = time.process_time()
-        known = [(name, forecasts.forecast(name, now, 30.0)) for name in forecasts.names()]
+        known = [(name, forecasts.forecast(name, now, 15.0)) for name in forecasts.names()]
         demands = [Demand(name, sizes[name], f.probability, f.rate) for name, f in known]
         middle = time.process_time()
         decision = decide(demands, fleet, Rules(), LoadCosts())

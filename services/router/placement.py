@@ -72,31 +72,37 @@ def _assign(
     holders: Mapping[str, list[WorkerState]],
     rules: Rules,
 ) -> dict[str, Placed]:
-    """Gives every revision its workers, as far as there is room."""
-    free = {worker.name: worker.budget for worker in fleet}
+    """Gives every revision its workers, as far as there is room; what is in use or arriving keeps its room."""
+    free = {worker.name: worker.budget - _taken(worker) for worker in fleet}
     ring = ring_of(tuple(free))
     places = sum(w.places for w in fleet) / len(fleet)
     per_copy = sum(w.service_seconds for w in fleet) / len(fleet) / max(places * rules.share, 1e-9)
     placed = {}
     for worth, demand in ranked:
         revision = demand.revision
-        held = _used_most(revision, holders[revision]) if revision in holders else []
-        stays = held or demand.pinned or demand.probability >= rules.prefetch_probability
+        held = holders.get(revision, ())
         wanted = len(fleet) if demand.pinned else copies(demand.rate * per_copy, len(held), len(fleet))
         after = ring.after(revision, max(_TRIES, 2 * wanted))
-        chosen: list[str] = []
-        for name in dict.fromkeys((*held, *after)) if stays else ():
+        chosen = [w.name for w in held if _stays(w, revision)]
+        candidates = [w.name for w in held if not _stays(w, revision)]
+        if demand.pinned or demand.probability >= rules.prefetch_probability:
+            candidates += [name for name in after if name not in candidates and name not in chosen]
+        for name in candidates:
+            if len(chosen) >= wanted:
+                break
             if free[name] >= demand.bytes:
                 chosen.append(name)
                 free[name] -= demand.bytes
-                if len(chosen) == wanted:
-                    break
         disk = "" if chosen or demand.probability < rules.disk_probability else after[0]
         placed[revision] = Placed(demand, worth, wanted, tuple(chosen), disk)
     return placed
 
 
-def _used_most(revision: str, held: list[WorkerState]) -> list[str]:
-    # those that use it come first: their copy cannot go anyway
-    uses = {w.name: w.held[revision].in_use if revision in w.held else 0 for w in held}
-    return sorted(uses, key=lambda name: (-uses[name], name))
+def _stays(worker: WorkerState, revision: str) -> bool:
+    held = worker.held.get(revision)
+    return revision in worker.arriving or (held is not None and held.in_use > 0)
+
+
+def _taken(worker: WorkerState) -> int:
+    used = sum(held.bytes for held in worker.held.values() if held.in_use and held.tier >= Tier.DEVICE)
+    return used + sum(size for r, size in worker.arriving.items() if r not in worker.held or not worker.held[r].in_use)

@@ -21,7 +21,7 @@ class Rules:
         loads: most loads under way on a worker for placement to order another.
     """
 
-    prefetch_probability: float = 0.3
+    prefetch_probability: float = 0.1
     disk_probability: float = 0.05
     keep: float = 1.5
     share: float = 0.5
@@ -102,7 +102,7 @@ class Placed(NamedTuple):
         demand: as it was given.
         worth: seconds a gigabyte that keeping it in memory is expected to save.
         copies: how many were wanted.
-        memory: workers that should hold it in memory.
+        memory: workers that should hold it in memory, those that use it or bring it now first.
         disk: a worker that should have it on disk; empty: none in particular.
     """
 

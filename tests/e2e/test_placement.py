@@ -141,7 +141,7 @@ async def test_prefetch_copies_and_agreement(tmp_path: Path) -> None:
             assert len(common) >= 3
             assert {at: here[at] for at in common} == {at: there[at] for at in common}
             placed = {p.revision: p for p in (await right.placement()).revisions}
-            assert placed[often].probability > 0.1
+            assert placed[often].probability > 0
             assert list(placed[often].memory) == sorted(await holders(left, often))
 
             # a hot model gets a copy on the second worker
