@@ -119,6 +119,8 @@ def simulate(trace: Trace, sizes: Sequence[int], capacity: int, policy: Policy, 
         memory.now = time
         if not counting and time >= counted_from:
             counting, memory.outcome = True, Outcome()
+            for slot in memory.slots.values():
+                slot.prefetched = False
         _serve(memory, model, policy)
         if memory.loader_free > time and memory.loader_free not in pending:
             heapq.heappush(pending, memory.loader_free)
