@@ -213,9 +213,7 @@ class WorkerLink:
 
     def _take_report(self, report: StateReport) -> None:
         if report.loads != self.report.loads:
-            self.costs = LoadCosts().measured(
-                LoadSample(Tier(s.source), s.bytes, s.time.ToNanoseconds() / 1e9) for s in report.loads
-            )
+            self.costs = LoadCosts().measured(load_samples(report))
         self.report = report
         self._tiers = {r.revision: Tier(r.tier) for r in report.residency}
         self.prefix_token_seconds = report.prefix_token_time.ToNanoseconds() / 1e9
@@ -257,3 +255,8 @@ class WorkerLink:
     def _send(self, message: SessionRequest) -> None:
         if self._session is not None:
             self._session.send(message)
+
+
+def load_samples(report: StateReport) -> list[LoadSample]:
+    """Returns the loads that a worker measured."""
+    return [LoadSample(Tier(s.source), s.bytes, s.time.ToNanoseconds() / 1e9) for s in report.loads]

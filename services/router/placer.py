@@ -11,20 +11,22 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from deltaserve.catalog import ModelRecord
 from deltaserve.names import RevisionName
 from deltaserve.v1.inference_pb2 import Residency
 from deltaserve.v1.inference_pb2 import Tier as TierValue
-from services.router.costs import LoadCosts, LoadSample, Tier
+from deltaserve.v1.worker_pb2 import StateReport, Welcome
+from services.router.costs import LoadCosts, Tier
 from services.router.feed import Feed
 from services.router.fleet import Fleet
 from services.router.forecasts import Forecast, Forecasts
-from services.router.link import WorkerLink
+from services.router.link import load_samples
 from services.router.placement import decide
-from services.router.plan import Decision, Demand, Held, Order, Placed, WorkerState
+from services.router.plan import Demand, Held, Order, Placed, WorkerState
 from services.router.settings import RouterSettings
 
 log = logging.getLogger(__name__)
@@ -61,6 +63,13 @@ class Round:
     digest: str = ""
 
 
+class Heard(NamedTuple):
+    """What a worker said of itself, at first and last."""
+
+    welcome: Welcome
+    report: StateReport
+
+
 class Placer:
     """Holds rounds.
 
@@ -78,6 +87,7 @@ class Placer:
         self._feed = Feed()
         self._forecasts: Forecasts | None = None
         self._published: dict[str, Published] = {}
+        self._listing: list[tuple[str, tuple[str, ...], bool]] = []
         self._busy = asyncio.Lock()
 
     @property
@@ -85,8 +95,11 @@ class Placer:
         """Seconds that placement looks ahead."""
         return self._settings.prefetch_seconds
 
-    def published(self, records: Iterable[ModelRecord]) -> None:
+    def published(self, records: Sequence[ModelRecord]) -> None:
         """Takes what the store publishes now."""
+        listing = [(record.name, record.revisions, record.pinned) for record in records]
+        if listing == self._listing:
+            return
         found: dict[str, Published] = {}
         for record in records:
             manifest, names = record.manifest, [str(RevisionName(record.name, r)) for r in record.revisions]
@@ -95,7 +108,7 @@ class Placer:
                 former = names[-2] if newest and len(names) > 1 else ""
                 size, base = manifest.sizes.delta_bytes, manifest.base.fingerprint
                 found[name] = Published(size, base, record.pinned and newest, former)
-        self._published = found
+        self._published, self._listing = found, listing
 
     async def run(self) -> None:
         """Holds a round at every multiple of `placement_seconds`, until cancelled; never where that is 0."""
@@ -112,37 +125,48 @@ class Placer:
     async def round(self, now: float) -> None:
         """Decides and sends orders; `now` is seconds since 1970."""
         async with self._busy:
-            links = [link for link in self._fleet.links() if link.connected and link.welcome is not None]
-            for link in links:
+            links = {link.name: link for link in self._fleet.links() if link.connected and link.welcome is not None}
+            for name, link in links.items():
                 while link.arrivals:
                     news = link.arrivals.popleft().revisions
-                    self._feed.take(link.name, ((ms, entry.revision) for entry in news for ms in entry.unix_ms))
-            serving = [link for link in links if link.serving]
-            fleets: dict[str, list[WorkerState]] = {}
-            for link in serving:
-                fleets.setdefault(link.welcome.base_fingerprint if link.welcome else "", []).append(self._state(link))
-            samples = [s for link in serving for s in _samples(link)]
-            begin = time.perf_counter()
-            decisions = await asyncio.to_thread(self._decide, now, fleets, samples)
-            self._note(now, time.perf_counter() - begin, decisions)
-            self._send(now, serving, fleets, decisions)
+                    self._feed.take(name, ((ms, entry.revision) for entry in news for ms in entry.unix_ms))
+            # reports are replaced when new ones come, never changed, so the thread may read them
+            heard = [Heard(link.welcome, link.report) for link in links.values() if link.serving and link.welcome]
+            self.last, orders, worths = await asyncio.to_thread(self._decide, now, heard)
+            for order in orders:
+                log.info("worker %s: %s to %s, %s", order.worker, order.revision, order.tier.name, order.reason)
+                links[order.worker].place(order.revision, TierValue.ValueType(order.tier))
+                self.orders.appendleft((now, order))
+            for name, values in worths.items():
+                links[name].rank(values)
 
     async def next_request(self, revision: str) -> float | None:
         """Returns the median time until a revision's next request, from the last round on; None: over a day."""
         async with self._busy:
             return self._forecasts.next_seconds(revision, self.last.at) if self._forecasts else None
 
-    def _decide(
-        self, now: float, fleets: Mapping[str, list[WorkerState]], samples: Iterable[LoadSample]
-    ) -> dict[str, Decision]:
+    def _decide(self, now: float, heard: Sequence[Heard]) -> tuple[Round, list[Order], dict[str, dict[str, float]]]:
+        """Returns the round, the orders, and by worker what the deltas in its memory are worth."""
+        begin = time.perf_counter()
         arrived = self._feed.settled(now)
         if self._forecasts is None:
             self._forecasts = Forecasts(arrived[0][0] if arrived else now)
         for at, revision in arrived:
             self._forecasts.arrived(revision, at)
+        fleets: dict[str, list[WorkerState]] = {}
+        for welcome, report in heard:
+            fleets.setdefault(welcome.base_fingerprint, []).append(self._state(welcome, report))
         demands = self._demands(now, self._forecasts)
-        costs = LoadCosts().measured(samples)
-        return {base: decide(demands.get(base, ()), workers, self._rules, costs) for base, workers in fleets.items()}
+        costs = LoadCosts().measured(sample for _, report in heard for sample in load_samples(report))
+        placed, orders, worths = dict[str, Placed](), list[Order](), dict[str, dict[str, float]]()
+        for base, workers in fleets.items():
+            decision = decide(demands.get(base, ()), workers, self._rules, costs)
+            placed.update(decision.placed)
+            orders += decision.orders
+            worths.update((worker.name, values) for worker in workers if (values := decision.worths(worker)))
+        forecasts = {name: self._forecasts.forecast(name, now, self.horizon) for name in placed}
+        took = time.perf_counter() - begin
+        return Round(now, took, placed, forecasts, digest_of(placed)), orders, worths
 
     def _demands(self, now: float, forecasts: Forecasts) -> dict[str, list[Demand]]:
         horizon, demands = self._settings.prefetch_seconds, dict[str, list[Demand]]()
@@ -155,38 +179,12 @@ class Placer:
                 demands.setdefault(known.base, []).append(demand)
         return demands
 
-    def _note(self, now: float, seconds: float, decisions: Mapping[str, Decision]) -> None:
-        placed = {revision: place for decision in decisions.values() for revision, place in decision.placed.items()}
-        targets = sorted((revision, sorted(place.memory), place.disk) for revision, place in placed.items())
-        digest = hashlib.sha256(repr(targets).encode()).hexdigest()[:16]
-        known = self._forecasts or Forecasts(now)
-        forecasts = {name: known.forecast(name, now, self._settings.prefetch_seconds) for name in placed}
-        self.last = Round(now, seconds, placed, forecasts, digest)
-
-    def _send(
-        self,
-        now: float,
-        links: Iterable[WorkerLink],
-        fleets: Mapping[str, list[WorkerState]],
-        decisions: Mapping[str, Decision],
-    ) -> None:
-        by_name = {link.name: link for link in links}
-        for base, decision in decisions.items():
-            for order in decision.orders:
-                log.info("worker %s: %s to %s, %s", order.worker, order.revision, order.tier.name, order.reason)
-                by_name[order.worker].place(order.revision, TierValue.ValueType(order.tier))
-                self.orders.appendleft((now, order))
-            for worker in fleets[base]:
-                if worths := decision.worths(worker):
-                    by_name[worker.name].rank(worths)
-
-    def _state(self, link: WorkerLink) -> WorkerState:
-        report, view = link.report, link.view()
+    def _state(self, welcome: Welcome, report: StateReport) -> WorkerState:
         return WorkerState(
-            name=link.name,
+            name=welcome.worker,
             budget=report.delta_bytes_budget,
             disk_free=max(0, report.disk_bytes_budget - report.disk_bytes_used),
-            places=max(view.max_running, 1),
+            places=max(welcome.max_running, 1),
             service_seconds=report.service_time.ToNanoseconds() / 1e9 or 1.0,
             held={r.revision: self._held(r) for r in report.residency},
             arriving={a.revision: a.bytes_total for a in report.arriving if a.to_memory},
@@ -200,5 +198,7 @@ class Placer:
         return Held(Tier(residency.tier), size, residency.in_use)
 
 
-def _samples(link: WorkerLink) -> list[LoadSample]:
-    return [LoadSample(Tier(s.source), s.bytes, s.time.ToNanoseconds() / 1e9) for s in link.report.loads]
+def digest_of(placed: Mapping[str, Placed]) -> str:
+    """Returns a hash of all targets, whatever their order."""
+    targets = sorted((revision, sorted(place.memory), place.disk) for revision, place in placed.items())
+    return hashlib.sha256(repr(targets).encode()).hexdigest()[:16]
