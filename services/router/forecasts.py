@@ -26,7 +26,7 @@ class Forecast(NamedTuple):
     """What is expected of one model.
 
     Attributes:
-        probability: of a request within the horizon asked for.
+        probability: of a request soon: see Forecasts.probability.
         rate: requests a second to provide for: the long rate, or the short one while there is a burst.
         short_rate: requests a second lately.
         long_rate: requests a second over a long time.
@@ -48,14 +48,14 @@ class _Entry:
     asked: tuple[float, float] = (0.0, 0.0)  # time and seconds that `answer` is for
     answer: float = 0.0
 
-    def probability(self, now: float, seconds: float) -> float:
+    def soon(self, now: float, seconds: float) -> float:
         """See Forecasts; a function of the rounded age only, so that it does not matter who asked before."""
         age = now - self.gaps.last
         if age > 1.0:
             step = math.ldexp(1.0, math.frexp(age)[1] - 1 - _GRID)
             now = self.gaps.last + age // step * step
         if self.asked != (now, seconds):
-            self.asked, self.answer = (now, seconds), self.gaps.probability(now, seconds)
+            self.asked, self.answer = (now, seconds), self.gaps.soon(now, seconds)
         return self.answer
 
     def rates(self, now: float) -> tuple[float, float]:
@@ -107,9 +107,9 @@ class Forecasts:
             self._entries[name] = copy.deepcopy(self._entries[former], {id(self._prior): self._prior})
 
     def probability(self, name: str, now: float, seconds: float) -> float:
-        """Returns how probable a request within `seconds` is; 0 for an unknown name."""
+        """Returns how probable a request within about `seconds` is (see Gaps.soon); 0 for an unknown name."""
         entry = self._entries.get(name)
-        return entry.probability(now, seconds) if entry else 0.0
+        return entry.soon(now, seconds) if entry else 0.0
 
     def forecast(self, name: str, now: float, seconds: float) -> Forecast:
         """Returns everything about one name, with the probability for the next `seconds`."""
@@ -118,16 +118,17 @@ class Forecasts:
             return Forecast()
         short, long = entry.rates(now)
         bursting = is_burst(short * SHORT_SECONDS, long * SHORT_SECONDS)
-        return Forecast(entry.probability(now, seconds), short if bursting else long, short, long, bursting)
+        return Forecast(entry.soon(now, seconds), short if bursting else long, short, long, bursting)
 
     def next_seconds(self, name: str, now: float) -> float | None:
         """Returns in how many seconds the next request is as likely to have come as not; None for beyond a day."""
-        if self.probability(name, now, _MEDIAN_SECONDS) < 0.5:
+        entry = self._entries.get(name)
+        if entry is None or entry.gaps.probability(now, _MEDIAN_SECONDS) < 0.5:
             return None
         low, high = 0.0, _MEDIAN_SECONDS
         while high - low > 0.05 * high and high > 0.1:
             middle = (low + high) / 2 if low else high / 2
-            if self.probability(name, now, middle) < 0.5:
+            if entry.gaps.probability(now, middle) < 0.5:
                 low = middle
             else:
                 high = middle

@@ -28,6 +28,7 @@ _RECENT_GAPS = 16.0  # of the steady expert
 _RECENT_RUNS = 8.0  # of the timer
 _LEAST_RUNS = 3.0
 _LEAST_SPREAD = 0.01  # of a timer, as a share of its period
+_NEAR, _FAR = 0.5, 2.0  # of a horizon
 _SHARED = 0.02  # weight shared out after each gap
 _TINY = 1e-12
 _ROOT_TWO = math.sqrt(2.0)
@@ -110,12 +111,22 @@ class Gaps:
     def probability(self, now: float, seconds: float) -> float:
         """Returns how probable an event is from `now` until `seconds` later."""
         age = max(0.0, now - self.last)
-        before, after = self._survival(age), self._survival(age + seconds)
-        alive = gone = 0.0
-        for weight, s, t in zip(self.weights, before, after, strict=True):
-            alive += weight * s
-            gone += weight * (s - t)
-        return min(1.0, max(0.0, gone / alive)) if alive > _TINY else 0.0
+        return _fallen(self._weighted(age), self._weighted(age + seconds))
+
+    def soon(self, now: float, seconds: float) -> float:
+        """Returns how probable an event is within half of `seconds` or twice as long, as likely one as the other.
+
+        With one sharp horizon all that is due within it is alike: what is due now would wait for what is due later.
+        """
+        age = max(0.0, now - self.last)
+        alive = self._weighted(age)
+        near, far = self._weighted(age + seconds * _NEAR), self._weighted(age + seconds * _FAR)
+        return 0.5 * (_fallen(alive, near) + _fallen(alive, far))
+
+    def _weighted(self, age: float) -> float:
+        a, b, c = self.weights
+        steady, pattern, timer = self._survival(age)
+        return a * steady + b * pattern + c * timer
 
     def _survival(self, age: float) -> tuple[float, float, float]:
         place = _bin(age)
@@ -172,3 +183,7 @@ class Gaps:
         step = math.log(distance) - self._centre
         self._centre += step / self._runs
         self._variance += ((1.0 - 1.0 / self._runs) * step * step - self._variance) / self._runs
+
+
+def _fallen(alive: float, later: float) -> float:
+    return min(1.0, max(0.0, 1.0 - later / alive)) if alive > _TINY else 0.0

@@ -21,7 +21,7 @@ class Rules:
         loads: most loads under way on a worker for placement to order another.
     """
 
-    prefetch_probability: float = 0.1
+    prefetch_probability: float = 0.2
     disk_probability: float = 0.05
     keep: float = 1.5
     share: float = 0.5

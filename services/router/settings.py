@@ -25,7 +25,7 @@ class RouterSettings:
     placement_seconds: float = setting(2.0, help="time between two rounds of placement; 0 switches placement off")
     prefetch_seconds: float = setting(15.0, help="how far ahead placement looks: a model is worth its place if it is "
                                                  "asked for within this time")  # fmt: skip
-    prefetch_probability: float = setting(0.1, help="least probability at which a model is brought to memory unasked")
+    prefetch_probability: float = setting(0.2, help="least probability at which a model is brought to memory unasked")
     disk_probability: float = setting(0.05, help="least probability at which a model is brought to a worker's disk")
     copy_share: float = setting(0.5, help="share of a worker's places one model may take before it gets another copy")
     keep_factor: float = setting(1.5, help="how many times more a delta must be worth than one in memory to replace it")
