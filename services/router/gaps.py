@@ -75,8 +75,8 @@ class Gaps:
         weights: of the experts steady, pattern and timer; they sum to one.
     """
 
-    __slots__ = ("_begin", "_centre", "_mean", "_pattern", "_prior", "_runs", "_steady", "_variance", "events", "last",
-                 "weights")  # fmt: skip
+    __slots__ = ("_already", "_begin", "_centre", "_mean", "_pattern", "_prior", "_runs", "_scale", "_steady",
+                 "_variance", "events", "last", "weights")  # fmt: skip
 
     def __init__(self, first: float, prior: Histogram) -> None:
         """Begins with the first event; `prior` holds the first gaps of all models, and is added to."""
@@ -90,6 +90,8 @@ class Gaps:
         self._runs = 0.0  # distances between runs that _centre and _variance are of
         self._centre = 0.0  # of the logarithm of a distance
         self._variance = 0.0
+        self._scale = 1.0  # of the logarithm of a distance, for erfc
+        self._already = 1.0  # of the timer's survival function at the last event
 
     def add(self, now: float) -> None:
         """Takes the next event; one that is out of order counts as simultaneous with the last."""
@@ -107,6 +109,7 @@ class Gaps:
             self._begin = now
         self.last = now
         self.events += 1
+        self._already = self._timer_above(now - self._begin)
 
     def probability(self, now: float, seconds: float) -> float:
         """Returns how probable an event is from `now` until `seconds` later."""
@@ -124,32 +127,28 @@ class Gaps:
         return 0.5 * (_fallen(alive, near) + _fallen(alive, far))
 
     def _weighted(self, age: float) -> float:
-        a, b, c = self.weights
-        steady, pattern, timer = self._survival(age)
-        return a * steady + b * pattern + c * timer
-
-    def _survival(self, age: float) -> tuple[float, float, float]:
+        """Returns the weighted survival function; placement's cost is mostly this."""
         place = _bin(age)
         begin, end = _EDGES[place], _EDGES[place + 1]
         share = (age - begin) / (end - begin) if age < end else 1.0
+        others, own = self._prior, self._pattern
         # first gaps longer than we have watched are not among those of others: hence a tail without any scale
-        tail = _TAIL_GAPS / math.sqrt(1.0 + age / _TAIL_SECONDS)
-        prior = (self._prior.above(place, share) + tail) / (self._prior.total + _TAIL_GAPS)
-        pattern = (self._pattern.above(place, share) + _PRIOR_GAPS * prior) / (self._pattern.total + _PRIOR_GAPS)
+        prior = others.above(place, share) + _TAIL_GAPS / math.sqrt(1.0 + age / _TAIL_SECONDS)
+        prior *= _PRIOR_GAPS / (others.sums[_BINS] + _TAIL_GAPS)
+        pattern = (own.above(place, share) + prior) / (own.sums[_BINS] + _PRIOR_GAPS)
         if not self._steady:
-            return pattern, pattern, pattern
+            return pattern
+        a, b, c = self.weights
         total = self._steady * self._mean + _TINY
-        steady = (total / (total + age)) ** self._steady
-        if self._runs < _LEAST_RUNS:
-            return steady, pattern, pattern
-        already = self._timer_above(self.last - self._begin)
-        timer = self._timer_above(self.last - self._begin + age) / already if already > _TINY else pattern
-        return steady, pattern, timer
+        steady = a * math.pow(total / (total + age), self._steady)
+        if self._runs < _LEAST_RUNS or self._already <= _TINY:
+            return steady + (b + c) * pattern
+        return steady + b * pattern + c * self._timer_above(self.last - self._begin + age) / self._already
 
     def _timer_above(self, seconds: float) -> float:
         if seconds <= 0.0:
             return 1.0
-        return 0.5 * math.erfc((math.log(seconds) - self._centre) / (self._spread() * _ROOT_TWO))
+        return 0.5 * math.erfc((math.log(seconds) - self._centre) / self._scale)
 
     def _spread(self) -> float:
         # few runs tell little about how regular they are
@@ -175,14 +174,14 @@ class Gaps:
         spread = self._spread()
         z = (math.log(seconds) - self._centre) / spread
         density = math.exp(-0.5 * z * z) / (seconds * spread * math.sqrt(2.0 * math.pi))
-        already = self._timer_above(self.last - self._begin)
-        return density / already if already > _TINY else 0.0
+        return density / self._already if self._already > _TINY else 0.0
 
     def _take_run(self, distance: float) -> None:
         self._runs = min(self._runs + 1.0, _RECENT_RUNS)
         step = math.log(distance) - self._centre
         self._centre += step / self._runs
         self._variance += ((1.0 - 1.0 / self._runs) * step * step - self._variance) / self._runs
+        self._scale = self._spread() * _ROOT_TWO
 
 
 def _fallen(alive: float, later: float) -> float:

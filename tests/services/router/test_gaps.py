@@ -121,3 +121,12 @@ def test_bins_fade_and_keep_their_sum() -> None:
         histogram.add(random.expovariate(1 / 50))
     assert histogram.total <= 65
     assert histogram.sums[-1] == pytest.approx(sum(histogram.counts))
+
+
+def test_what_is_due_sooner_is_worth_more_though_both_are_due_within_the_horizon() -> None:
+    gaps = history([300.0 * tick for tick in range(20)])
+    due = 300.0 * 20
+    waits = [gaps.soon(due - ahead, HORIZON) for ahead in (100.0, 45.0, 8.0)]
+    assert waits[0] < 0.05
+    assert 0.4 < waits[1] < 0.6  # within twice the horizon, not within half of it
+    assert waits[2] > 0.9
