@@ -55,9 +55,10 @@ async def worker(store: str, home: Path, name: str) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def router(store: str, name: str, workers: list[str]) -> AsyncIterator[AsyncClient]:
+    # a test cannot wait for habits to form: what was asked for in the last minutes is probable enough here
     settings = RouterSettings(
         store=store, workers=tuple(workers), listen="127.0.0.1:0", name=name, placement_seconds=1.0,
-        catalog_seconds=0.5, notice_seconds=0.0,
+        prefetch_probability=0.02, catalog_seconds=0.5, notice_seconds=0.0,
     )  # fmt: skip
     async with Router(settings).running() as host, AsyncClient(f"127.0.0.1:{host.port}") as client:
         yield client
