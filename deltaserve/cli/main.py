@@ -17,7 +17,7 @@ from deltaserve.cli.jobs import jobs
 from deltaserve.cli.publish import compress, upload
 from deltaserve.cli.report import report
 from deltaserve.cli.up import up
-from deltaserve.cli.workers import drain, place, workers
+from deltaserve.cli.workers import drain, place, placement, workers
 from deltaserve.errors import DeltaServeError
 
 
@@ -31,8 +31,8 @@ def cli() -> None:
 
 
 for _command in (
-    up, upload, compress, jobs, models, revision, report, alias, pin, delete, workers, drain, place, generate, chat,
-    info,
+    up, upload, compress, jobs, models, revision, report, alias, pin, delete, workers, drain, place, placement,
+    generate, chat, info,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -6,6 +6,7 @@ import json
 
 import click
 from google.protobuf.json_format import MessageToDict
+from rich.table import Table
 
 from deltaserve.cli.catalog import tier_text
 from deltaserve.cli.console import bytes_text, make_console, make_table, seconds_text
@@ -62,3 +63,47 @@ def place(model: str, worker: str, evict: bool, server: str) -> None:
     with connect(server) as client:
         client.place(model, inference_pb2.TIER_STORE if evict else inference_pb2.TIER_DEVICE, worker)
     click.echo(f"ordered: {'let go of' if evict else 'load'} {model} on {worker or 'all workers'}")
+
+
+@click.command()
+@click.argument("model", default="")
+@click.option("--orders", is_flag=True, help="Show what workers were told lately instead.")
+@server_option
+@json_option
+def placement(model: str, orders: bool, server: str, as_json: bool) -> None:
+    """Show what the router expects of MODEL (of all by default), where it wants it and why."""
+    with connect(server) as client:
+        found = client.placement(model)
+    if as_json:
+        click.echo(json.dumps(MessageToDict(found), indent=1))
+    elif not found.HasField("decided_at"):
+        click.echo("placement has not decided anything: it is switched off, or the router has just started")
+    elif orders:
+        table = make_table("time", "worker", "revision", "to", "why")
+        for order in found.orders:
+            at = order.time.ToDatetime().strftime("%H:%M:%S")
+            table.add_row(at, order.worker, order.revision, tier_text(order.tier), order.reason)
+        make_console().print(table)
+    else:
+        make_console().print(_placement_table(found))
+
+
+def _placement_table(found: pb.GetPlacementResponse) -> Table:
+    horizon = seconds_text(found.horizon.ToMicroseconds() / 1e6)
+    table = make_table(
+        "revision", f">within {horizon}", ">next in", ">now /s", ">long /s", ">worth", ">copies", "where"
+    )
+    for entry in found.revisions:
+        due = entry.HasField("next_request")
+        where = ", ".join(entry.memory) or (f"disk of {entry.disk}" if entry.disk else "-")
+        table.add_row(
+            entry.revision + (" (pinned)" if entry.pinned else ""),
+            f"{100 * entry.probability:.0f} %",
+            seconds_text(entry.next_request.ToMicroseconds() / 1e6) if due else "> 1 day",
+            f"{entry.short_rate:.2f}" + (" burst" if entry.bursting else ""),
+            f"{entry.long_rate:.3f}",
+            f"{entry.worth:.2f}",
+            str(entry.copies),
+            where,
+        )
+    return table

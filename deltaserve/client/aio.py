@@ -178,6 +178,11 @@ class AsyncClient:
         request = admin_pb2.DrainWorkerRequest(worker=worker, undo=undo)
         await persistent(lambda: self._admin.DrainWorker(request, timeout=self._timeout), self._patience)
 
+    async def placement(self, model: str = "") -> admin_pb2.GetPlacementResponse:
+        """Returns what the router's last round of placement decided and why, of one model or of all."""
+        request = admin_pb2.GetPlacementRequest(model=model)
+        return await persistent(lambda: self._admin.GetPlacement(request, timeout=self._timeout), self._patience)
+
     async def place(self, model: str, tier: inference_pb2.Tier.ValueType, worker: str = "") -> None:
         """Brings a revision into memory (TIER_DEVICE) or lets go of it (TIER_STORE), on one worker or on all."""
         request = admin_pb2.PlaceRevisionRequest(worker=worker, model=model, tier=tier)

@@ -207,6 +207,10 @@ class Client:
         """Takes a worker out of rotation, or back in."""
         self._loop.run(self._client.drain_worker(worker, undo=undo))
 
+    def placement(self, model: str = "") -> admin_pb2.GetPlacementResponse:
+        """Returns what the router's last round of placement decided and why, of one model or of all."""
+        return self._loop.run(self._client.placement(model))
+
     def place(self, model: str, tier: inference_pb2.Tier.ValueType, worker: str = "") -> None:
         """Brings a revision into memory (TIER_DEVICE) or lets go of it (TIER_STORE), on one worker or on all."""
         self._loop.run(self._client.place(model, tier, worker))

@@ -24,31 +24,40 @@ _sym_db = _symbol_database.Default()
 
 from deltaserve.v1 import inference_pb2 as deltaserve_dot_v1_dot_inference__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64\x65ltaserve/v1/admin.proto\x12\rdeltaserve.v1\x1a\x1d\x64\x65ltaserve/v1/inference.proto\x1a\x1egoogle/protobuf/duration.proto\"\x14\n\x12ListWorkersRequest\"=\n\x13ListWorkersResponse\x12&\n\x07workers\x18\x01 \x03(\x0b\x32\x15.deltaserve.v1.Worker\"\xd2\x02\n\x06Worker\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.deltaserve.v1.WorkerState\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\x06 \x01(\r\x12\x16\n\x0ekv_blocks_free\x18\x07 \x01(\r\x12\x1a\n\x12\x64\x65lta_bytes_budget\x18\x08 \x01(\x04\x12\x18\n\x10\x64\x65lta_bytes_used\x18\t \x01(\x04\x12,\n\tstep_time\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\tresidency\x18\x0b \x03(\x0b\x32\x18.deltaserve.v1.Residency\x12\x18\n\x10\x62\x61se_fingerprint\x18\x0c \x01(\t\"2\n\x12\x44rainWorkerRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\"\x15\n\x13\x44rainWorkerResponse\"X\n\x14PlaceRevisionRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x04tier\x18\x03 \x01(\x0e\x32\x13.deltaserve.v1.Tier\"\x17\n\x15PlaceRevisionResponse*}\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17WORKER_STATE_CONNECTING\x10\x01\x12\x18\n\x14WORKER_STATE_SERVING\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x32\x96\x02\n\x0c\x41\x64minService\x12T\n\x0bListWorkers\x12!.deltaserve.v1.ListWorkersRequest\x1a\".deltaserve.v1.ListWorkersResponse\x12T\n\x0b\x44rainWorker\x12!.deltaserve.v1.DrainWorkerRequest\x1a\".deltaserve.v1.DrainWorkerResponse\x12Z\n\rPlaceRevision\x12#.deltaserve.v1.PlaceRevisionRequest\x1a$.deltaserve.v1.PlaceRevisionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64\x65ltaserve/v1/admin.proto\x12\rdeltaserve.v1\x1a\x1d\x64\x65ltaserve/v1/inference.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n\x12ListWorkersRequest\"=\n\x13ListWorkersResponse\x12&\n\x07workers\x18\x01 \x03(\x0b\x32\x15.deltaserve.v1.Worker\"\xd2\x02\n\x06Worker\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.deltaserve.v1.WorkerState\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0f\n\x07waiting\x18\x05 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\x06 \x01(\r\x12\x16\n\x0ekv_blocks_free\x18\x07 \x01(\r\x12\x1a\n\x12\x64\x65lta_bytes_budget\x18\x08 \x01(\x04\x12\x18\n\x10\x64\x65lta_bytes_used\x18\t \x01(\x04\x12,\n\tstep_time\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\tresidency\x18\x0b \x03(\x0b\x32\x18.deltaserve.v1.Residency\x12\x18\n\x10\x62\x61se_fingerprint\x18\x0c \x01(\t\"2\n\x12\x44rainWorkerRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x0c\n\x04undo\x18\x02 \x01(\x08\"\x15\n\x13\x44rainWorkerResponse\"X\n\x14PlaceRevisionRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12!\n\x04tier\x18\x03 \x01(\x0e\x32\x13.deltaserve.v1.Tier\"\x17\n\x15PlaceRevisionResponse\"$\n\x13GetPlacementRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\x8c\x02\n\x14GetPlacementResponse\x12.\n\ndecided_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07horizon\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\trevisions\x18\x03 \x03(\x0b\x32\x1d.deltaserve.v1.PlacedRevision\x12-\n\x06orders\x18\x04 \x03(\x0b\x32\x1d.deltaserve.v1.PlacementOrder\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\x12\'\n\x04took\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x83\x02\n\x0ePlacedRevision\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65lta_bytes\x18\x02 \x01(\x04\x12\x13\n\x0bprobability\x18\x03 \x01(\x01\x12\x12\n\nshort_rate\x18\x04 \x01(\x01\x12\x11\n\tlong_rate\x18\x05 \x01(\x01\x12\x10\n\x08\x62ursting\x18\x06 \x01(\x08\x12/\n\x0cnext_request\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05worth\x18\x08 \x01(\x01\x12\x0e\n\x06pinned\x18\t \x01(\x08\x12\x0e\n\x06\x63opies\x18\n \x01(\r\x12\x0e\n\x06memory\x18\x0b \x03(\t\x12\x0c\n\x04\x64isk\x18\x0c \x01(\t\"\x8f\x01\n\x0ePlacementOrder\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\t\x12!\n\x04tier\x18\x04 \x01(\x0e\x32\x13.deltaserve.v1.Tier\x12\x0e\n\x06reason\x18\x05 \x01(\t*}\n\x0bWorkerState\x12\x1c\n\x18WORKER_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17WORKER_STATE_CONNECTING\x10\x01\x12\x18\n\x14WORKER_STATE_SERVING\x10\x02\x12\x19\n\x15WORKER_STATE_DRAINING\x10\x03\x32\xef\x02\n\x0c\x41\x64minService\x12T\n\x0bListWorkers\x12!.deltaserve.v1.ListWorkersRequest\x1a\".deltaserve.v1.ListWorkersResponse\x12T\n\x0b\x44rainWorker\x12!.deltaserve.v1.DrainWorkerRequest\x1a\".deltaserve.v1.DrainWorkerResponse\x12Z\n\rPlaceRevision\x12#.deltaserve.v1.PlaceRevisionRequest\x1a$.deltaserve.v1.PlaceRevisionResponse\x12W\n\x0cGetPlacement\x12\".deltaserve.v1.GetPlacementRequest\x1a#.deltaserve.v1.GetPlacementResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'deltaserve.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATE']._serialized_start=723
-  _globals['_WORKERSTATE']._serialized_end=848
-  _globals['_LISTWORKERSREQUEST']._serialized_start=107
-  _globals['_LISTWORKERSREQUEST']._serialized_end=127
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=129
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=190
-  _globals['_WORKER']._serialized_start=193
-  _globals['_WORKER']._serialized_end=531
-  _globals['_DRAINWORKERREQUEST']._serialized_start=533
-  _globals['_DRAINWORKERREQUEST']._serialized_end=583
-  _globals['_DRAINWORKERRESPONSE']._serialized_start=585
-  _globals['_DRAINWORKERRESPONSE']._serialized_end=606
-  _globals['_PLACEREVISIONREQUEST']._serialized_start=608
-  _globals['_PLACEREVISIONREQUEST']._serialized_end=696
-  _globals['_PLACEREVISIONRESPONSE']._serialized_start=698
-  _globals['_PLACEREVISIONRESPONSE']._serialized_end=721
-  _globals['_ADMINSERVICE']._serialized_start=851
-  _globals['_ADMINSERVICE']._serialized_end=1129
+  _globals['_WORKERSTATE']._serialized_start=1473
+  _globals['_WORKERSTATE']._serialized_end=1598
+  _globals['_LISTWORKERSREQUEST']._serialized_start=140
+  _globals['_LISTWORKERSREQUEST']._serialized_end=160
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=162
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=223
+  _globals['_WORKER']._serialized_start=226
+  _globals['_WORKER']._serialized_end=564
+  _globals['_DRAINWORKERREQUEST']._serialized_start=566
+  _globals['_DRAINWORKERREQUEST']._serialized_end=616
+  _globals['_DRAINWORKERRESPONSE']._serialized_start=618
+  _globals['_DRAINWORKERRESPONSE']._serialized_end=639
+  _globals['_PLACEREVISIONREQUEST']._serialized_start=641
+  _globals['_PLACEREVISIONREQUEST']._serialized_end=729
+  _globals['_PLACEREVISIONRESPONSE']._serialized_start=731
+  _globals['_PLACEREVISIONRESPONSE']._serialized_end=754
+  _globals['_GETPLACEMENTREQUEST']._serialized_start=756
+  _globals['_GETPLACEMENTREQUEST']._serialized_end=792
+  _globals['_GETPLACEMENTRESPONSE']._serialized_start=795
+  _globals['_GETPLACEMENTRESPONSE']._serialized_end=1063
+  _globals['_PLACEDREVISION']._serialized_start=1066
+  _globals['_PLACEDREVISION']._serialized_end=1325
+  _globals['_PLACEMENTORDER']._serialized_start=1328
+  _globals['_PLACEMENTORDER']._serialized_end=1471
+  _globals['_ADMINSERVICE']._serialized_start=1601
+  _globals['_ADMINSERVICE']._serialized_end=1968
 # @@protoc_insertion_point(module_scope)

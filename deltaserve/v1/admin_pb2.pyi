@@ -8,6 +8,7 @@ from deltaserve.v1 import inference_pb2 as _inference_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -249,3 +250,189 @@ class PlaceRevisionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlaceRevisionResponse: _TypeAlias = PlaceRevisionResponse  # noqa: Y015
+
+@_typing.final
+class GetPlacementRequest(_message.Message):
+    """Asks for the last decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Only revisions of this model; empty for all."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlacementRequest: _TypeAlias = GetPlacementRequest  # noqa: Y015
+
+@_typing.final
+class GetPlacementResponse(_message.Message):
+    """The last decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECIDED_AT_FIELD_NUMBER: _builtins.int
+    HORIZON_FIELD_NUMBER: _builtins.int
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    ORDERS_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    TOOK_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """Hash of all targets, for comparing routers."""
+    @_builtins.property
+    def decided_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was made; absent when placement is switched off or has not decided yet."""
+
+    @_builtins.property
+    def horizon(self) -> _duration_pb2.Duration:
+        """Horizon of the probabilities."""
+
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacedRevision]:
+        """Revisions that have a place or may get one, by falling worth. Those that are neither in any memory nor probable
+        enough are left out.
+        """
+
+    @_builtins.property
+    def orders(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlacementOrder]:
+        """What workers were told lately, newest first."""
+
+    @_builtins.property
+    def took(self) -> _duration_pb2.Duration:
+        """CPU and waiting time of the round."""
+
+    def __init__(
+        self,
+        *,
+        decided_at: _timestamp_pb2.Timestamp | None = ...,
+        horizon: _duration_pb2.Duration | None = ...,
+        revisions: _abc.Iterable[Global___PlacedRevision] | None = ...,
+        orders: _abc.Iterable[Global___PlacementOrder] | None = ...,
+        digest: _builtins.str = ...,
+        took: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at", "horizon", b"horizon", "took", b"took"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decided_at", b"decided_at", "digest", b"digest", "horizon", b"horizon", "orders", b"orders", "revisions", b"revisions", "took", b"took"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPlacementResponse: _TypeAlias = GetPlacementResponse  # noqa: Y015
+
+@_typing.final
+class PlacedRevision(_message.Message):
+    """What is expected of a revision and where it should be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    DELTA_BYTES_FIELD_NUMBER: _builtins.int
+    PROBABILITY_FIELD_NUMBER: _builtins.int
+    SHORT_RATE_FIELD_NUMBER: _builtins.int
+    LONG_RATE_FIELD_NUMBER: _builtins.int
+    BURSTING_FIELD_NUMBER: _builtins.int
+    NEXT_REQUEST_FIELD_NUMBER: _builtins.int
+    WORTH_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    MEMORY_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """`<model>@<revision>`."""
+    delta_bytes: _builtins.int
+    """Size of the packed delta."""
+    probability: _builtins.float
+    """Probability that it is asked for within the horizon."""
+    short_rate: _builtins.float
+    """Requests a second lately."""
+    long_rate: _builtins.float
+    """Requests a second over a long time."""
+    bursting: _builtins.bool
+    """Whether the short rate is more than chance makes of the long one: then it is the one provided for."""
+    worth: _builtins.float
+    """Seconds of loading a gigabyte that its staying in memory is expected to save: the order in which places are given."""
+    pinned: _builtins.bool
+    """Whether a user pinned it: then it has a place on every worker."""
+    copies: _builtins.int
+    """Copies that the rate needs."""
+    disk: _builtins.str
+    """Worker that should have it on disk, when there is no place in memory; empty: none."""
+    @_builtins.property
+    def next_request(self) -> _duration_pb2.Duration:
+        """Time in which the next request is as likely to have come as not. Absent: more than a day."""
+
+    @_builtins.property
+    def memory(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Workers that should hold it in memory."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        delta_bytes: _builtins.int = ...,
+        probability: _builtins.float = ...,
+        short_rate: _builtins.float = ...,
+        long_rate: _builtins.float = ...,
+        bursting: _builtins.bool = ...,
+        next_request: _duration_pb2.Duration | None = ...,
+        worth: _builtins.float = ...,
+        pinned: _builtins.bool = ...,
+        copies: _builtins.int = ...,
+        memory: _abc.Iterable[_builtins.str] | None = ...,
+        disk: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_request", b"next_request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bursting", b"bursting", "copies", b"copies", "delta_bytes", b"delta_bytes", "disk", b"disk", "long_rate", b"long_rate", "memory", b"memory", "next_request", b"next_request", "pinned", b"pinned", "probability", b"probability", "revision", b"revision", "short_rate", b"short_rate", "worth", b"worth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacedRevision: _TypeAlias = PlacedRevision  # noqa: Y015
+
+@_typing.final
+class PlacementOrder(_message.Message):
+    """One thing a worker was told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIME_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    worker: _builtins.str
+    """The worker."""
+    revision: _builtins.str
+    """`<model>@<revision>`."""
+    tier: _inference_pb2.Tier.ValueType
+    """TIER_DEVICE: load; TIER_DISK: fetch; TIER_STORE: let go of."""
+    reason: _builtins.str
+    """Why."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        worker: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "revision", b"revision", "tier", b"tier", "time", b"time", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlacementOrder: _TypeAlias = PlacementOrder  # noqa: Y015

@@ -50,6 +50,11 @@ class AdminServiceStub:
                 request_serializer=deltaserve_dot_v1_dot_admin__pb2.PlaceRevisionRequest.SerializeToString,
                 response_deserializer=deltaserve_dot_v1_dot_admin__pb2.PlaceRevisionResponse.FromString,
                 _registered_method=True)
+        self.GetPlacement = channel.unary_unary(
+                '/deltaserve.v1.AdminService/GetPlacement',
+                request_serializer=deltaserve_dot_v1_dot_admin__pb2.GetPlacementRequest.SerializeToString,
+                response_deserializer=deltaserve_dot_v1_dot_admin__pb2.GetPlacementResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -77,6 +82,14 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetPlacement(self, request, context):
+        """What this router's last round of placement decided, and why: what it expects of each revision, where it wants it, and
+        what it told the workers lately. Routers that hear the same from the workers decide the same.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,6 +107,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.PlaceRevision,
                     request_deserializer=deltaserve_dot_v1_dot_admin__pb2.PlaceRevisionRequest.FromString,
                     response_serializer=deltaserve_dot_v1_dot_admin__pb2.PlaceRevisionResponse.SerializeToString,
+            ),
+            'GetPlacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPlacement,
+                    request_deserializer=deltaserve_dot_v1_dot_admin__pb2.GetPlacementRequest.FromString,
+                    response_serializer=deltaserve_dot_v1_dot_admin__pb2.GetPlacementResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +196,33 @@ class AdminService:
             '/deltaserve.v1.AdminService/PlaceRevision',
             deltaserve_dot_v1_dot_admin__pb2.PlaceRevisionRequest.SerializeToString,
             deltaserve_dot_v1_dot_admin__pb2.PlaceRevisionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deltaserve.v1.AdminService/GetPlacement',
+            deltaserve_dot_v1_dot_admin__pb2.GetPlacementRequest.SerializeToString,
+            deltaserve_dot_v1_dot_admin__pb2.GetPlacementResponse.FromString,
             options,
             channel_credentials,
             insecure,

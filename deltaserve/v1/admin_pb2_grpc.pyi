@@ -39,6 +39,10 @@ class AdminServiceStub:
     """Takes a worker out of rotation (running requests finish) or back in."""
     PlaceRevision: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PlaceRevisionRequest, _admin_pb2.PlaceRevisionResponse]
     """Orders a worker to bring a revision into memory ahead of requests, or to let go of it when idle."""
+    GetPlacement: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetPlacementRequest, _admin_pb2.GetPlacementResponse]
+    """What this router's last round of placement decided, and why: what it expects of each revision, where it wants it, and
+    what it told the workers lately. Routers that hear the same from the workers decide the same.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -51,6 +55,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Takes a worker out of rotation (running requests finish) or back in."""
     PlaceRevision: _aio.UnaryUnaryMultiCallable[_admin_pb2.PlaceRevisionRequest, _admin_pb2.PlaceRevisionResponse]  # type: ignore[assignment]
     """Orders a worker to bring a revision into memory ahead of requests, or to let go of it when idle."""
+    GetPlacement: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetPlacementRequest, _admin_pb2.GetPlacementResponse]  # type: ignore[assignment]
+    """What this router's last round of placement decided, and why: what it expects of each revision, where it wants it, and
+    what it told the workers lately. Routers that hear the same from the workers decide the same.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks into the running system and moves work."""
@@ -78,5 +86,15 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.PlaceRevisionResponse, _abc.Awaitable[_admin_pb2.PlaceRevisionResponse]]:
         """Orders a worker to bring a revision into memory ahead of requests, or to let go of it when idle."""
+
+    @_abc_1.abstractmethod
+    def GetPlacement(
+        self,
+        request: _admin_pb2.GetPlacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetPlacementResponse, _abc.Awaitable[_admin_pb2.GetPlacementResponse]]:
+        """What this router's last round of placement decided, and why: what it expects of each revision, where it wants it, and
+        what it told the workers lately. Routers that hear the same from the workers decide the same.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,43 +26,57 @@ from deltaserve.v1 import inference_pb2 as deltaserve_dot_v1_dot_inference__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x65ltaserve/v1/worker.proto\x12\rdeltaserve.v1\x1a\x1d\x64\x65ltaserve/v1/inference.proto\x1a\x1egoogle/protobuf/duration.proto\"\xe0\x01\n\x0eSessionRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.deltaserve.v1.HelloH\x00\x12\'\n\x06submit\x18\x02 \x01(\x0b\x32\x15.deltaserve.v1.SubmitH\x00\x12%\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x14.deltaserve.v1.AbortH\x00\x12%\n\x05pause\x18\x04 \x01(\x0b\x32\x14.deltaserve.v1.PauseH\x00\x12%\n\x05place\x18\x05 \x01(\x0b\x32\x14.deltaserve.v1.PlaceH\x00\x42\t\n\x07message\"\x17\n\x05Hello\x12\x0e\n\x06router\x18\x01 \x01(\t\"\xff\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12/\n\x07request\x18\x03 \x01(\x0b\x32\x1e.deltaserve.v1.GenerateRequest\x12\x19\n\x0cremaining_ms\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12&\n\x03\x61ge\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\'\n\x06resume\x18\x08 \x03(\x0b\x32\x17.deltaserve.v1.TokenIdsB\x0f\n\r_remaining_ms\"\x1b\n\x05\x41\x62ort\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"+\n\x05Pause\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\"L\n\x05Place\x12\x10\n\x08revision\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.deltaserve.v1.Tier\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\"\xa3\x01\n\x0fSessionResponse\x12)\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.deltaserve.v1.WelcomeH\x00\x12-\n\x07outputs\x18\x02 \x01(\x0b\x32\x1a.deltaserve.v1.StepOutputsH\x00\x12+\n\x05state\x18\x03 \x01(\x0b\x32\x1a.deltaserve.v1.StateReportH\x00\x42\t\n\x07message\"t\n\x07Welcome\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x13\n\x0bmax_running\x18\x05 \x01(\r\"<\n\x0bStepOutputs\x12-\n\x07outputs\x18\x01 \x03(\x0b\x32\x1c.deltaserve.v1.RequestOutput\"j\n\rRequestOutput\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x1f.deltaserve.v1.GenerateResponse\x12\x14\n\x0c\x65rror_status\x18\x03 \x01(\x0c\"\xf0\x02\n\x0bStateReport\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\x03 \x01(\r\x12\x16\n\x0ekv_blocks_free\x18\x04 \x01(\r\x12\x1a\n\x12\x64\x65lta_bytes_budget\x18\x05 \x01(\x04\x12\x18\n\x10\x64\x65lta_bytes_used\x18\x06 \x01(\x04\x12,\n\tstep_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\tresidency\x18\x08 \x03(\x0b\x32\x18.deltaserve.v1.Residency\x12:\n\x08\x61rrivals\x18\t \x03(\x0b\x32(.deltaserve.v1.StateReport.ArrivalsEntry\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x1a/\n\rArrivalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"Z\n\x15TokenizePromptRequest\x12\x10\n\x08revision\x18\x01 \x01(\t\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.deltaserve.v1.TokenizeRequest\"K\n\x16TokenizePromptResponse\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1f.deltaserve.v1.TokenizeResponse2\xbc\x01\n\rWorkerService\x12L\n\x07Session\x12\x1d.deltaserve.v1.SessionRequest\x1a\x1e.deltaserve.v1.SessionResponse(\x01\x30\x01\x12]\n\x0eTokenizePrompt\x12$.deltaserve.v1.TokenizePromptRequest\x1a%.deltaserve.v1.TokenizePromptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64\x65ltaserve/v1/worker.proto\x12\rdeltaserve.v1\x1a\x1d\x64\x65ltaserve/v1/inference.proto\x1a\x1egoogle/protobuf/duration.proto\"\x89\x02\n\x0eSessionRequest\x12%\n\x05hello\x18\x01 \x01(\x0b\x32\x14.deltaserve.v1.HelloH\x00\x12\'\n\x06submit\x18\x02 \x01(\x0b\x32\x15.deltaserve.v1.SubmitH\x00\x12%\n\x05\x61\x62ort\x18\x03 \x01(\x0b\x32\x14.deltaserve.v1.AbortH\x00\x12%\n\x05pause\x18\x04 \x01(\x0b\x32\x14.deltaserve.v1.PauseH\x00\x12%\n\x05place\x18\x05 \x01(\x0b\x32\x14.deltaserve.v1.PlaceH\x00\x12\'\n\x06worths\x18\x06 \x01(\x0b\x32\x15.deltaserve.v1.WorthsH\x00\x42\t\n\x07message\"\x17\n\x05Hello\x12\x0e\n\x06router\x18\x01 \x01(\t\"\xff\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12/\n\x07request\x18\x03 \x01(\x0b\x32\x1e.deltaserve.v1.GenerateRequest\x12\x19\n\x0cremaining_ms\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12&\n\x03\x61ge\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\'\n\x06resume\x18\x08 \x03(\x0b\x32\x17.deltaserve.v1.TokenIdsB\x0f\n\r_remaining_ms\"\x1b\n\x05\x41\x62ort\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"+\n\x05Pause\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06paused\x18\x02 \x01(\x08\"L\n\x05Place\x12\x10\n\x08revision\x18\x01 \x01(\t\x12!\n\x04tier\x18\x02 \x01(\x0e\x32\x13.deltaserve.v1.Tier\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\"w\n\x06Worths\x12:\n\x0b\x62y_revision\x18\x01 \x03(\x0b\x32%.deltaserve.v1.Worths.ByRevisionEntry\x1a\x31\n\x0f\x42yRevisionEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xd0\x01\n\x0fSessionResponse\x12)\n\x07welcome\x18\x01 \x01(\x0b\x32\x16.deltaserve.v1.WelcomeH\x00\x12-\n\x07outputs\x18\x02 \x01(\x0b\x32\x1a.deltaserve.v1.StepOutputsH\x00\x12+\n\x05state\x18\x03 \x01(\x0b\x32\x1a.deltaserve.v1.StateReportH\x00\x12+\n\x08\x61rrivals\x18\x04 \x01(\x0b\x32\x17.deltaserve.v1.ArrivalsH\x00\x42\t\n\x07message\"t\n\x07Welcome\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x18\n\x10\x62\x61se_fingerprint\x18\x02 \x01(\t\x12\x12\n\nbase_model\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\r\x12\x13\n\x0bmax_running\x18\x05 \x01(\r\"<\n\x0bStepOutputs\x12-\n\x07outputs\x18\x01 \x03(\x0b\x32\x1c.deltaserve.v1.RequestOutput\"j\n\rRequestOutput\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x1f.deltaserve.v1.GenerateResponse\x12\x14\n\x0c\x65rror_status\x18\x03 \x01(\x0c\"\xe0\x04\n\x0bStateReport\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\x03 \x01(\r\x12\x16\n\x0ekv_blocks_free\x18\x04 \x01(\r\x12\x1a\n\x12\x64\x65lta_bytes_budget\x18\x05 \x01(\x04\x12\x18\n\x10\x64\x65lta_bytes_used\x18\x06 \x01(\x04\x12,\n\tstep_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\tresidency\x18\x08 \x03(\x0b\x32\x18.deltaserve.v1.Residency\x12:\n\x08\x61rrivals\x18\t \x03(\x0b\x32(.deltaserve.v1.StateReport.ArrivalsEntry\x12\x10\n\x08\x64raining\x18\n \x01(\x08\x12)\n\x08\x61rriving\x18\x0b \x03(\x0b\x32\x17.deltaserve.v1.Arriving\x12(\n\x05loads\x18\x0c \x03(\x0b\x32\x19.deltaserve.v1.LoadSample\x12\x19\n\x11\x64isk_bytes_budget\x18\r \x01(\x04\x12\x17\n\x0f\x64isk_bytes_used\x18\x0e \x01(\x04\x12/\n\x0cservice_time\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11prefix_token_time\x18\x10 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rArrivalsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"X\n\x08\x41rriving\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x13\n\x0b\x62ytes_total\x18\x02 \x01(\x04\x12\x12\n\nbytes_done\x18\x03 \x01(\x04\x12\x11\n\tto_memory\x18\x04 \x01(\x08\"i\n\nLoadSample\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.deltaserve.v1.Tier\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\'\n\x04time\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\":\n\x08\x41rrivals\x12.\n\trevisions\x18\x01 \x03(\x0b\x32\x1b.deltaserve.v1.ArrivalTimes\"1\n\x0c\x41rrivalTimes\x12\x10\n\x08revision\x18\x01 \x01(\t\x12\x0f\n\x07unix_ms\x18\x02 \x03(\x04\"Z\n\x15TokenizePromptRequest\x12\x10\n\x08revision\x18\x01 \x01(\t\x12/\n\x07request\x18\x02 \x01(\x0b\x32\x1e.deltaserve.v1.TokenizeRequest\"K\n\x16TokenizePromptResponse\x12\x31\n\x08response\x18\x01 \x01(\x0b\x32\x1f.deltaserve.v1.TokenizeResponse2\xbc\x01\n\rWorkerService\x12L\n\x07Session\x12\x1d.deltaserve.v1.SessionRequest\x1a\x1e.deltaserve.v1.SessionResponse(\x01\x30\x01\x12]\n\x0eTokenizePrompt\x12$.deltaserve.v1.TokenizePromptRequest\x1a%.deltaserve.v1.TokenizePromptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'deltaserve.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_WORTHS_BYREVISIONENTRY']._loaded_options = None
+  _globals['_WORTHS_BYREVISIONENTRY']._serialized_options = b'8\001'
   _globals['_STATEREPORT_ARRIVALSENTRY']._loaded_options = None
   _globals['_STATEREPORT_ARRIVALSENTRY']._serialized_options = b'8\001'
   _globals['_SESSIONREQUEST']._serialized_start=109
-  _globals['_SESSIONREQUEST']._serialized_end=333
-  _globals['_HELLO']._serialized_start=335
-  _globals['_HELLO']._serialized_end=358
-  _globals['_SUBMIT']._serialized_start=361
-  _globals['_SUBMIT']._serialized_end=616
-  _globals['_ABORT']._serialized_start=618
-  _globals['_ABORT']._serialized_end=645
-  _globals['_PAUSE']._serialized_start=647
-  _globals['_PAUSE']._serialized_end=690
-  _globals['_PLACE']._serialized_start=692
-  _globals['_PLACE']._serialized_end=768
-  _globals['_SESSIONRESPONSE']._serialized_start=771
-  _globals['_SESSIONRESPONSE']._serialized_end=934
-  _globals['_WELCOME']._serialized_start=936
-  _globals['_WELCOME']._serialized_end=1052
-  _globals['_STEPOUTPUTS']._serialized_start=1054
-  _globals['_STEPOUTPUTS']._serialized_end=1114
-  _globals['_REQUESTOUTPUT']._serialized_start=1116
-  _globals['_REQUESTOUTPUT']._serialized_end=1222
-  _globals['_STATEREPORT']._serialized_start=1225
-  _globals['_STATEREPORT']._serialized_end=1593
-  _globals['_STATEREPORT_ARRIVALSENTRY']._serialized_start=1546
-  _globals['_STATEREPORT_ARRIVALSENTRY']._serialized_end=1593
-  _globals['_TOKENIZEPROMPTREQUEST']._serialized_start=1595
-  _globals['_TOKENIZEPROMPTREQUEST']._serialized_end=1685
-  _globals['_TOKENIZEPROMPTRESPONSE']._serialized_start=1687
-  _globals['_TOKENIZEPROMPTRESPONSE']._serialized_end=1762
-  _globals['_WORKERSERVICE']._serialized_start=1765
-  _globals['_WORKERSERVICE']._serialized_end=1953
+  _globals['_SESSIONREQUEST']._serialized_end=374
+  _globals['_HELLO']._serialized_start=376
+  _globals['_HELLO']._serialized_end=399
+  _globals['_SUBMIT']._serialized_start=402
+  _globals['_SUBMIT']._serialized_end=657
+  _globals['_ABORT']._serialized_start=659
+  _globals['_ABORT']._serialized_end=686
+  _globals['_PAUSE']._serialized_start=688
+  _globals['_PAUSE']._serialized_end=731
+  _globals['_PLACE']._serialized_start=733
+  _globals['_PLACE']._serialized_end=809
+  _globals['_WORTHS']._serialized_start=811
+  _globals['_WORTHS']._serialized_end=930
+  _globals['_WORTHS_BYREVISIONENTRY']._serialized_start=881
+  _globals['_WORTHS_BYREVISIONENTRY']._serialized_end=930
+  _globals['_SESSIONRESPONSE']._serialized_start=933
+  _globals['_SESSIONRESPONSE']._serialized_end=1141
+  _globals['_WELCOME']._serialized_start=1143
+  _globals['_WELCOME']._serialized_end=1259
+  _globals['_STEPOUTPUTS']._serialized_start=1261
+  _globals['_STEPOUTPUTS']._serialized_end=1321
+  _globals['_REQUESTOUTPUT']._serialized_start=1323
+  _globals['_REQUESTOUTPUT']._serialized_end=1429
+  _globals['_STATEREPORT']._serialized_start=1432
+  _globals['_STATEREPORT']._serialized_end=2040
+  _globals['_STATEREPORT_ARRIVALSENTRY']._serialized_start=1993
+  _globals['_STATEREPORT_ARRIVALSENTRY']._serialized_end=2040
+  _globals['_ARRIVING']._serialized_start=2042
+  _globals['_ARRIVING']._serialized_end=2130
+  _globals['_LOADSAMPLE']._serialized_start=2132
+  _globals['_LOADSAMPLE']._serialized_end=2237
+  _globals['_ARRIVALS']._serialized_start=2239
+  _globals['_ARRIVALS']._serialized_end=2297
+  _globals['_ARRIVALTIMES']._serialized_start=2299
+  _globals['_ARRIVALTIMES']._serialized_end=2348
+  _globals['_TOKENIZEPROMPTREQUEST']._serialized_start=2350
+  _globals['_TOKENIZEPROMPTREQUEST']._serialized_end=2440
+  _globals['_TOKENIZEPROMPTRESPONSE']._serialized_start=2442
+  _globals['_TOKENIZEPROMPTRESPONSE']._serialized_end=2517
+  _globals['_WORKERSERVICE']._serialized_start=2520
+  _globals['_WORKERSERVICE']._serialized_end=2708
 # @@protoc_insertion_point(module_scope)

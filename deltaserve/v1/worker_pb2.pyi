@@ -31,6 +31,7 @@ class SessionRequest(_message.Message):
     ABORT_FIELD_NUMBER: _builtins.int
     PAUSE_FIELD_NUMBER: _builtins.int
     PLACE_FIELD_NUMBER: _builtins.int
+    WORTHS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello:
         """First message of a session."""
@@ -51,6 +52,10 @@ class SessionRequest(_message.Message):
     def place(self) -> Global___Place:
         """A delta to load ahead of requests, or to let go of."""
 
+    @_builtins.property
+    def worths(self) -> Global___Worths:
+        """What deltas in memory are worth, so that the worker lets go of the right ones when it needs room."""
+
     def __init__(
         self,
         *,
@@ -59,12 +64,13 @@ class SessionRequest(_message.Message):
         abort: Global___Abort | None = ...,
         pause: Global___Pause | None = ...,
         place: Global___Place | None = ...,
+        worths: Global___Worths | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "hello", b"hello", "message", b"message", "pause", b"pause", "place", b"place", "submit", b"submit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "hello", b"hello", "message", b"message", "pause", b"pause", "place", b"place", "submit", b"submit", "worths", b"worths"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "hello", b"hello", "message", b"message", "pause", b"pause", "place", b"place", "submit", b"submit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["abort", b"abort", "hello", b"hello", "message", b"message", "pause", b"pause", "place", b"place", "submit", b"submit", "worths", b"worths"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "submit", "abort", "pause", "place"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "submit", "abort", "pause", "place", "worths"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -210,9 +216,11 @@ class Place(_message.Message):
     revision: _builtins.str
     """`<model>@<revision>`."""
     tier: _inference_pb2.Tier.ValueType
-    """TIER_DEVICE to load, TIER_STORE to let go of once idle."""
+    """TIER_DEVICE to load, TIER_DISK to have it in the disk cache at least, TIER_STORE to let go of once idle. A delta in
+    use is never let go of.
+    """
     pinned: _builtins.bool
-    """Whether the delta stays when it is idle and memory is short."""
+    """Whether the delta stays when it is idle and memory is short. Read with TIER_DEVICE only."""
     def __init__(
         self,
         *,
@@ -229,6 +237,53 @@ class Place(_message.Message):
 Global___Place: _TypeAlias = Place  # noqa: Y015
 
 @_typing.final
+class Worths(_message.Message):
+    """What keeping each delta in memory is worth. The worker evicts idle ones of little worth first, among equals the least
+    recently used; one that is not named counts as worth most, since its router has not seen it yet. Worths hold for half a
+    minute: a worker whose routers are silent goes by recency alone.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ByRevisionEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BY_REVISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def by_revision(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """`<model>@<revision>` → seconds a gigabyte that its staying is expected to save. Replaces former ones."""
+
+    def __init__(
+        self,
+        *,
+        by_revision: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_revision", b"by_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Worths: _TypeAlias = Worths  # noqa: Y015
+
+@_typing.final
 class SessionResponse(_message.Message):
     """A worker's message."""
 
@@ -237,6 +292,7 @@ class SessionResponse(_message.Message):
     WELCOME_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
+    ARRIVALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome:
         """Answer to Hello."""
@@ -249,18 +305,23 @@ class SessionResponse(_message.Message):
     def state(self) -> Global___StateReport:
         """How the worker is."""
 
+    @_builtins.property
+    def arrivals(self) -> Global___Arrivals:
+        """When requests came."""
+
     def __init__(
         self,
         *,
         welcome: Global___Welcome | None = ...,
         outputs: Global___StepOutputs | None = ...,
         state: Global___StateReport | None = ...,
+        arrivals: Global___Arrivals | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "outputs", b"outputs", "state", b"state", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "message", b"message", "outputs", b"outputs", "state", b"state", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "outputs", b"outputs", "state", b"state", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "message", b"message", "outputs", b"outputs", "state", b"state", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "outputs", "state"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "outputs", "state", "arrivals"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -396,6 +457,12 @@ class StateReport(_message.Message):
     RESIDENCY_FIELD_NUMBER: _builtins.int
     ARRIVALS_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    ARRIVING_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_BUDGET_FIELD_NUMBER: _builtins.int
+    DISK_BYTES_USED_FIELD_NUMBER: _builtins.int
+    SERVICE_TIME_FIELD_NUMBER: _builtins.int
+    PREFIX_TOKEN_TIME_FIELD_NUMBER: _builtins.int
     running: _builtins.int
     """Requests in a step now."""
     waiting: _builtins.int
@@ -410,6 +477,10 @@ class StateReport(_message.Message):
     """Bytes that deltas take in memory."""
     draining: _builtins.bool
     """Whether the worker is draining: it takes nothing new."""
+    disk_bytes_budget: _builtins.int
+    """Bytes that deltas may take in the disk cache."""
+    disk_bytes_used: _builtins.int
+    """Bytes that deltas take in the disk cache, arriving ones included."""
     @_builtins.property
     def step_time(self) -> _duration_pb2.Duration:
         """Mean time of an engine step lately."""
@@ -421,6 +492,22 @@ class StateReport(_message.Message):
     @_builtins.property
     def arrivals(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Requests that came in since the worker started, by revision, over all routers."""
+
+    @_builtins.property
+    def arriving(self) -> _containers.RepeatedCompositeFieldContainer[Global___Arriving]:
+        """Deltas on their way to disk or memory."""
+
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadSample]:
+        """The last loads, at most 16: what loading costs here."""
+
+    @_builtins.property
+    def service_time(self) -> _duration_pb2.Duration:
+        """Mean time that a request was computed for lately, from its first step to its end. Absent: none has ended yet."""
+
+    @_builtins.property
+    def prefix_token_time(self) -> _duration_pb2.Duration:
+        """Time that one prompt token found in the prefix cache saves. Absent: there is no prefix cache."""
 
     def __init__(
         self,
@@ -435,14 +522,141 @@ class StateReport(_message.Message):
         residency: _abc.Iterable[_inference_pb2.Residency] | None = ...,
         arrivals: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         draining: _builtins.bool = ...,
+        arriving: _abc.Iterable[Global___Arriving] | None = ...,
+        loads: _abc.Iterable[Global___LoadSample] | None = ...,
+        disk_bytes_budget: _builtins.int = ...,
+        disk_bytes_used: _builtins.int = ...,
+        service_time: _duration_pb2.Duration | None = ...,
+        prefix_token_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["step_time", b"step_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["prefix_token_time", b"prefix_token_time", "service_time", b"service_time", "step_time", b"step_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "delta_bytes_budget", b"delta_bytes_budget", "delta_bytes_used", b"delta_bytes_used", "draining", b"draining", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "residency", b"residency", "running", b"running", "step_time", b"step_time", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrivals", b"arrivals", "arriving", b"arriving", "delta_bytes_budget", b"delta_bytes_budget", "delta_bytes_used", b"delta_bytes_used", "disk_bytes_budget", b"disk_bytes_budget", "disk_bytes_used", b"disk_bytes_used", "draining", b"draining", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "loads", b"loads", "prefix_token_time", b"prefix_token_time", "residency", b"residency", "running", b"running", "service_time", b"service_time", "step_time", b"step_time", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StateReport: _TypeAlias = StateReport  # noqa: Y015
+
+@_typing.final
+class Arriving(_message.Message):
+    """A delta on its way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    BYTES_TOTAL_FIELD_NUMBER: _builtins.int
+    BYTES_DONE_FIELD_NUMBER: _builtins.int
+    TO_MEMORY_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """`<model>@<revision>`."""
+    bytes_total: _builtins.int
+    """Bytes of its files."""
+    bytes_done: _builtins.int
+    """Bytes of these that are on the worker's disk."""
+    to_memory: _builtins.bool
+    """Whether it goes on to memory; false: to disk only."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        bytes_total: _builtins.int = ...,
+        bytes_done: _builtins.int = ...,
+        to_memory: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_done", b"bytes_done", "bytes_total", b"bytes_total", "revision", b"revision", "to_memory", b"to_memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Arriving: _TypeAlias = Arriving  # noqa: Y015
+
+@_typing.final
+class LoadSample(_message.Message):
+    """One load as it was measured."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    source: _inference_pb2.Tier.ValueType
+    """Where the delta was."""
+    bytes: _builtins.int
+    """Bytes of its files."""
+    @_builtins.property
+    def time(self) -> _duration_pb2.Duration:
+        """Time of the transfer from there to memory, waiting for other loads left out."""
+
+    def __init__(
+        self,
+        *,
+        source: _inference_pb2.Tier.ValueType = ...,
+        bytes: _builtins.int = ...,
+        time: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "source", b"source", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadSample: _TypeAlias = LoadSample  # noqa: Y015
+
+@_typing.final
+class Arrivals(_message.Message):
+    """When requests of fine-tunes came to the worker, over all routers; requests that go on after another worker was lost are
+    left out. The first such message of a session holds what the worker remembers (its last 20,000 arrivals), so that
+    a new router predicts as its peers do; the following ones what came since.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ArrivalTimes]:
+        """One entry a revision, in no order."""
+
+    def __init__(
+        self,
+        *,
+        revisions: _abc.Iterable[Global___ArrivalTimes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revisions", b"revisions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Arrivals: _TypeAlias = Arrivals  # noqa: Y015
+
+@_typing.final
+class ArrivalTimes(_message.Message):
+    """When requests of one revision came."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    UNIX_MS_FIELD_NUMBER: _builtins.int
+    revision: _builtins.str
+    """`<model>@<revision>`."""
+    @_builtins.property
+    def unix_ms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Milliseconds since 1970 by the worker's clock, ascending."""
+
+    def __init__(
+        self,
+        *,
+        revision: _builtins.str = ...,
+        unix_ms: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["revision", b"revision", "unix_ms", b"unix_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArrivalTimes: _TypeAlias = ArrivalTimes  # noqa: Y015
 
 @_typing.final
 class TokenizePromptRequest(_message.Message):

@@ -13,7 +13,10 @@ from deltaserve.v1 import admin_pb2 as pb
 from deltaserve.v1.admin_pb2_grpc import AdminServiceServicer
 from deltaserve.v1.inference_pb2 import TIER_DEVICE, TIER_STORE, Tier
 from services.router.fleet import Fleet
+from services.router.forecasts import Forecast
 from services.router.link import WorkerLink
+from services.router.placer import Placer
+from services.router.plan import Placed
 from services.router.targets import Targets
 
 if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
@@ -23,7 +26,8 @@ if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
 class AdminServicer(AdminServiceServicer):
     """See admin.proto."""
 
-    def __init__(self, targets: Targets, fleet: Fleet) -> None:
+    def __init__(self, targets: Targets, fleet: Fleet, placer: Placer) -> None:
+        self._placer = placer
         self._targets = targets
         self._fleet = fleet
 
@@ -57,6 +61,45 @@ class AdminServicer(AdminServiceServicer):
         for link in links:
             link.place(target.revision, request.tier)
         return pb.PlaceRevisionResponse()
+
+    async def GetPlacement(self, request: pb.GetPlacementRequest, context: Context) -> pb.GetPlacementResponse:
+        """Tells the last round."""
+        last, response = self._placer.last, pb.GetPlacementResponse(digest=self._placer.last.digest)
+        response.horizon.FromNanoseconds(int(self._placer.horizon * 1e9))
+        if last.at:
+            response.decided_at.FromNanoseconds(int(last.at * 1e9))
+            response.took.FromNanoseconds(int(last.seconds * 1e9))
+        for revision, place in last.placed.items():
+            if request.model in {"", revision.partition("@")[0]}:
+                until = await self._placer.next_request(revision)
+                response.revisions.append(_placed(place, last.forecasts[revision], until))
+        for at, order in self._placer.orders:
+            if request.model in {"", order.revision.partition("@")[0]}:
+                told = response.orders.add(
+                    worker=order.worker, revision=order.revision, tier=order.tier.value, reason=order.reason
+                )
+                told.time.FromNanoseconds(int(at * 1e9))
+        return response
+
+
+def _placed(place: Placed, forecast: Forecast, until: float | None) -> pb.PlacedRevision:
+    demand = place.demand
+    entry = pb.PlacedRevision(
+        revision=demand.revision,
+        delta_bytes=demand.bytes,
+        probability=demand.probability,
+        short_rate=forecast.short_rate,
+        long_rate=forecast.long_rate,
+        bursting=forecast.bursting,
+        worth=place.worth,
+        pinned=demand.pinned,
+        copies=place.copies,
+        memory=place.memory,
+        disk=place.disk,
+    )
+    if until is not None:
+        entry.next_request.FromNanoseconds(int(until * 1e9))
+    return entry
 
 
 def _worker(link: WorkerLink) -> pb.Worker:

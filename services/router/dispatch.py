@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import bisect
 import logging
+from collections.abc import Iterable, Sequence
 
 from deltaserve.errors import BaseMismatchError, UnavailableError
-from deltaserve.v1.inference_pb2 import STAGE_QUEUED, GenerateResponse, Progress
+from deltaserve.v1.inference_pb2 import STAGE_QUEUED, GenerateRequest, GenerateResponse, Progress
 from services.router.fleet import Fleet
 from services.router.flight import Flight
 from services.router.link import WorkerLink
+from services.router.prefixes import Prefixes, marks_of
 from services.router.rates import SHORT_SECONDS, ArrivalRate
 from services.router.routing import choose
 from services.router.settings import RouterSettings
@@ -31,6 +33,7 @@ class Dispatcher:
         self.fleet = Fleet(settings.name, self)
         self._settings = settings
         self._waiting: list[Flight] = []
+        self._prefixes = Prefixes()
         self._loop = asyncio.get_running_loop()
         self._done = ArrivalRate(SHORT_SECONDS, self._loop.time())
 
@@ -114,8 +117,15 @@ class Dispatcher:
     def _pick(self, flight: Flight) -> WorkerLink | None:
         links = {link.name: link for link in self.fleet.serving(flight.target.base_fingerprint)}
         views = [link.view() for link in links.values()]
-        chosen = choose(views, flight.target.revision, flight.target.delta_bytes, self._settings.worker_backlog)
-        return links[chosen.name] if chosen else None
+        target, benefits, caching = flight.target, {}, _token_seconds(links.values())
+        marks = marks_of(_prompt(flight.request)) if caching else []
+        if caching:
+            benefits = self._prefixes.benefits(target.revision, marks, caching)
+        chosen = choose(views, target.revision, target.delta_bytes, self._settings.worker_backlog, benefits)
+        if chosen is None:
+            return None
+        self._prefixes.sent(target.revision, marks, chosen.name)
+        return links[chosen.name]
 
     def _queue(self, flight: Flight) -> None:
         flight.waiting_since = self._loop.time()
@@ -157,3 +167,17 @@ class Dispatcher:
                 retry_seconds=self._settings.no_worker_seconds,
             )
         )
+
+
+def _token_seconds(links: Iterable[WorkerLink]) -> dict[str, float]:
+    return {link.name: link.prefix_token_seconds for link in links if link.prefix_token_seconds}
+
+
+def _prompt(request: GenerateRequest) -> str | Sequence[int]:
+    match request.WhichOneof("prompt"):
+        case "token_ids":
+            return request.token_ids.ids
+        case "chat":
+            return "\0".join(f"{m.role}\0{m.content}" for m in request.chat.messages)
+        case _:
+            return request.text

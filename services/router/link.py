@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import deque
+from collections.abc import Mapping
 from typing import Protocol
 
 import grpc
@@ -17,6 +19,7 @@ from deltaserve.v1.inference_pb2 import Tier as TierValue
 from deltaserve.v1.inference_pb2 import TokenizeRequest, TokenizeResponse
 from deltaserve.v1.worker_pb2 import (
     Abort,
+    Arrivals,
     Pause,
     Place,
     RequestOutput,
@@ -25,16 +28,19 @@ from deltaserve.v1.worker_pb2 import (
     StateReport,
     TokenizePromptRequest,
     Welcome,
+    Worths,
 )
 from deltaserve.v1.worker_pb2_grpc import WorkerServiceStub
+from services.router.costs import LoadCosts, LoadSample, Tier
 from services.router.flight import Flight
-from services.router.routing import Tier, WorkerView
+from services.router.routing import WorkerView
 from services.router.session import Session, open_session
 
 log = logging.getLogger(__name__)
 
 _FIRST_BACKOFF, _LAST_BACKOFF = 0.1, 2.0  # seconds
 _REFUSAL_SECONDS = 1.0  # a worker that refused a request is left alone for so long
+_UNREAD_ARRIVALS = 4096  # messages
 _SERVICE_WEIGHT = 0.1  # of one more request in the mean service time
 
 
@@ -58,6 +64,9 @@ class WorkerLink:
         flights: what it works on for this router, by wire_id.
         drained: whether an operator took it out of rotation.
         pins: revisions it was told to keep in this Session.
+        arrivals: what it told of requests and placement has not read yet; the oldest go first.
+        costs: of loads there.
+        prefix_token_seconds: what a token in its prefix cache saves; 0 while it reports none.
     """
 
     def __init__(self, address: str, router: str, listener: LinkListener) -> None:
@@ -67,6 +76,9 @@ class WorkerLink:
         self.flights: dict[str, Flight] = {}
         self.drained = False
         self.pins: set[str] = set()
+        self.arrivals: deque[Arrivals] = deque(maxlen=_UNREAD_ARRIVALS)
+        self.costs = LoadCosts()
+        self.prefix_token_seconds = 0.0
         self._router = router
         self._listener = listener
         self._session: Session | None = None
@@ -139,9 +151,14 @@ class WorkerLink:
         self.drained = drained
         self._listener.changed()
 
-    def place(self, revision: str, tier: TierValue.ValueType, pinned: bool = False) -> None:
-        """Orders a delta in or out."""
+    def place(self, revision: str, tier: TierValue.ValueType, pinned: bool | None = None) -> None:
+        """Orders a delta in or out; by default it stays pinned, or not, as it is."""
+        pinned = revision in self.pins if pinned is None else pinned
         self._send(SessionRequest(place=Place(revision=revision, tier=tier, pinned=pinned)))
+
+    def rank(self, worths: Mapping[str, float]) -> None:
+        """Tells what deltas in memory are worth."""
+        self._send(SessionRequest(worths=Worths(by_revision=worths)))
 
     async def tokenize(self, revision: str, request: TokenizeRequest, seconds: float) -> TokenizeResponse:
         """Asks the worker to tokenize within `seconds`; raises what it raised, UnavailableError or DeadlineError."""
@@ -166,10 +183,12 @@ class WorkerLink:
             outstanding=max(len(self.flights), report.running + report.waiting),
             max_running=welcome.max_running,
             step_seconds=report.step_time.ToNanoseconds() / 1e9,
-            service_seconds=self._service_seconds,
+            service_seconds=report.service_time.ToNanoseconds() / 1e9 or self._service_seconds,
             delta_bytes_free=max(0, report.delta_bytes_budget - report.delta_bytes_used),
             tiers=self._tiers,
             expected={f.target.revision for f in self.flights.values()},
+            arriving={a.revision: 1 - a.bytes_done / max(a.bytes_total, 1) for a in report.arriving if a.to_memory},
+            costs=self.costs,
         )
 
     async def _converse(self, channel: grpc.aio.Channel) -> None:
@@ -187,9 +206,17 @@ class WorkerLink:
             if any(ended):
                 self._listener.changed()
         elif message.HasField("state"):
-            self.report = message.state
-            self._tiers = {r.revision: Tier(r.tier) for r in message.state.residency}
+            self._take_report(message.state)
             self._listener.changed()
+        elif message.HasField("arrivals"):
+            self.arrivals.append(message.arrivals)
+
+    def _take_report(self, report: StateReport) -> None:
+        if report.loads != self.report.loads:
+            self.costs = LoadCosts().measured(load_samples(report))
+        self.report = report
+        self._tiers = {r.revision: Tier(r.tier) for r in report.residency}
+        self.prefix_token_seconds = report.prefix_token_time.ToNanoseconds() / 1e9
 
     def _take(self, output: RequestOutput, now: float) -> bool:
         """Passes on what is new about a flight; returns whether it ended."""
@@ -228,3 +255,8 @@ class WorkerLink:
     def _send(self, message: SessionRequest) -> None:
         if self._session is not None:
             self._session.send(message)
+
+
+def load_samples(report: StateReport) -> list[LoadSample]:
+    """Returns the loads that a worker measured."""
+    return [LoadSample(Tier(s.source), s.bytes, s.time.ToNanoseconds() / 1e9) for s in report.loads]

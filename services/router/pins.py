@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from deltaserve.catalog import Catalog, ModelRecord
 from deltaserve.errors import DeltaServeError
@@ -15,8 +15,13 @@ from services.router.link import WorkerLink
 log = logging.getLogger(__name__)
 
 
-async def keep_catalog(catalog: Catalog, fleet: Fleet, seconds: float) -> None:
-    """Reads the store every `seconds`, so that requests need not wait for it, and passes pins on; until cancelled."""
+async def keep_catalog(
+    catalog: Catalog, fleet: Fleet, seconds: float, read: Callable[[Sequence[ModelRecord]], None]
+) -> None:
+    """Reads the store every `seconds`, so that requests need not wait for it, and passes pins on; until cancelled.
+
+    `read` hears of all models each time.
+    """
     while True:
         try:
             await catalog.refresh()
@@ -24,6 +29,7 @@ async def keep_catalog(catalog: Catalog, fleet: Fleet, seconds: float) -> None:
         except DeltaServeError as error:
             log.warning("cannot read the store, going on with what was known: %s", error.message)
         else:
+            read(records)
             for link in fleet.links():
                 place_pins(link, records)
         await asyncio.sleep(seconds)

@@ -1,6 +1,7 @@
 """Which worker serves a request: the one where its first token is expected soonest. Pure and deterministic.
 
-The score is the expected wait for a place in a step plus the expected time until the delta is in memory, in seconds.
+The score is the expected wait for a place in a step plus the expected time until the delta is in memory, less
+the prefill that a reported prefix cache saves, in seconds.
 Requests of one cold model meet on one worker, and routers that know the same things choose the same, because ties are
 broken by a hash of (revision, worker) and never by order of arrival.
 """
@@ -10,40 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum
+from types import MappingProxyType
 
+from services.router.costs import LoadCosts, Tier
 
-class Tier(IntEnum):
-    """Where a delta is, as in inference.proto."""
-
-    NONE = 0
-    STORE = 1
-    DISK = 2
-    HOST = 3
-    DEVICE = 4
-    DECODED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class LoadCosts:
-    """What bringing a delta into a worker's memory is assumed to cost, by the tier it comes from.
-
-    Attributes:
-        seconds: fixed part.
-        bytes_per_second: the rest.
-    """
-
-    seconds: Mapping[Tier, float] = field(default_factory=lambda: {Tier.STORE: 0.1, Tier.DISK: 0.02, Tier.HOST: 0.005})
-    bytes_per_second: Mapping[Tier, float] = field(
-        default_factory=lambda: {Tier.STORE: 200e6, Tier.DISK: 1e9, Tier.HOST: 20e9}
-    )
-
-    def expected(self, tier: Tier, size: int) -> float:
-        """Seconds until a delta of `size` bytes is usable when it is in `tier` now."""
-        if tier >= Tier.DEVICE:
-            return 0.0
-        source = max(tier, Tier.STORE)
-        return self.seconds[source] + size / self.bytes_per_second[source]
+_COSTS = LoadCosts()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +32,8 @@ class WorkerView:
         delta_bytes_free: room for further deltas without evicting any.
         tiers: revisions above the store.
         expected: revisions that requests already sent there need, resident or not.
+        arriving: revisions on their way to memory there → share of their bytes that is still to come.
+        costs: of loads, as far as the worker measured them.
     """
 
     name: str
@@ -71,9 +45,10 @@ class WorkerView:
     delta_bytes_free: int = 0
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     expected: Collection[str] = frozenset()
+    arriving: Mapping[str, float] = field(default_factory=dict)
+    costs: LoadCosts = _COSTS
 
 
-_COSTS = LoadCosts()
 _EVICTION_SECONDS = 0.05  # what pushing another delta out is taken to cost whoever needs it next
 
 
@@ -82,31 +57,44 @@ def has_room(worker: WorkerView, backlog: int) -> bool:
     return worker.outstanding < worker.max_running + backlog
 
 
-def score(worker: WorkerView, revision: str, delta_bytes: int, costs: LoadCosts = _COSTS) -> float:
-    """Seconds until the first step of a new request can be expected on a worker.
+def score(worker: WorkerView, revision: str, delta_bytes: int, benefit: float = 0.0) -> float:
+    """Seconds until the first step of a new request can be expected on a worker, less what its prefix cache saves.
 
     Args:
         worker: the candidate.
         revision: `<model>@<revision>`, or empty for the base, which needs no delta.
         delta_bytes: size of the packed delta.
-        costs: of loading.
+        benefit: seconds of prefill that the worker's prefix cache saves the request.
     """
-    return _wait(worker) + (_ready(worker, revision, delta_bytes, costs) if revision else 0.0)
+    return _wait(worker) + (_ready(worker, revision, delta_bytes) if revision else 0.0) - benefit
 
 
 def choose(
-    workers: Iterable[WorkerView], revision: str, delta_bytes: int, backlog: int, costs: LoadCosts = _COSTS
+    workers: Iterable[WorkerView],
+    revision: str,
+    delta_bytes: int,
+    backlog: int,
+    benefits: Mapping[str, float] = MappingProxyType({}),
 ) -> WorkerView | None:
-    """Returns the worker with the lowest score among those with room, or None when none has any."""
+    """Returns the worker with the lowest score among those with room, or None when none has any.
+
+    Args:
+        workers: the candidates.
+        revision: `<model>@<revision>`, or empty for the base.
+        delta_bytes: size of the packed delta.
+        backlog: see `has_room`.
+        benefits: seconds that the prefix caches of some workers save the request, by name.
+    """
     open_ = [w for w in workers if has_room(w, backlog)]
     if not open_:
         return None
 
     def key(worker: WorkerView) -> tuple[float, float, bytes]:
-        ready = _ready(worker, revision, delta_bytes, costs) if revision else 0.0
+        ready = _ready(worker, revision, delta_bytes) if revision else 0.0
         load = worker.outstanding / max(worker.max_running, 1)
+        expected = score(worker, revision, delta_bytes, benefits.get(worker.name, 0.0))
         # a cold model goes where its hash says, so that its deltas do not wander; a warm one spreads by load
-        return round(_wait(worker) + ready, 3), load if ready == 0.0 else 0.0, _affinity(revision, worker.name)
+        return round(expected, 3), load if ready == 0.0 else 0.0, _affinity(revision, worker.name)
 
     return min(open_, key=key)
 
@@ -118,11 +106,13 @@ def _wait(worker: WorkerView) -> float:
     return fuller_steps + (ahead / slots * worker.service_seconds if ahead > 0 else 0.0)
 
 
-def _ready(worker: WorkerView, revision: str, delta_bytes: int, costs: LoadCosts) -> float:
+def _ready(worker: WorkerView, revision: str, delta_bytes: int) -> float:
     tier = worker.tiers.get(revision, Tier.STORE)
-    seconds = costs.expected(tier, delta_bytes)
+    seconds = worker.costs.expected(tier, delta_bytes)
     if seconds == 0.0:
         return 0.0
+    if revision in worker.arriving:
+        return min(seconds * worker.arriving[revision] + worker.costs.expected(Tier.DISK, delta_bytes), seconds)
     if revision in worker.expected:
         return seconds / 2  # under way since an unknown while
     if worker.delta_bytes_free < delta_bytes:

@@ -29,6 +29,7 @@ from services.router.http.serving import http_serving
 from services.router.inference import InferenceServicer
 from services.router.passthrough import SERVICE, Passthrough
 from services.router.pins import keep_catalog
+from services.router.placer import Placer
 from services.router.rates import RateBook
 from services.router.settings import RouterSettings
 from services.router.targets import Targets
@@ -62,6 +63,7 @@ class Router:
         self.inference = InferenceServicer(self.generations, self.targets, self.fleet, self.catalog, self.rates)
         self.http_port: int | None = None
         self._draining = False
+        self.placer = Placer(settings, self.fleet)
         self._tasks: list[asyncio.Task[None]] = []
         self.discovery = Discovery(settings.workers, settings.resolve_seconds)
 
@@ -73,7 +75,10 @@ class Router:
             self._tasks = [
                 asyncio.create_task(self.fleet.follow(self.discovery.addresses())),
                 asyncio.create_task(self.dispatcher.run()),
-                asyncio.create_task(keep_catalog(self.catalog, self.fleet, settings.catalog_seconds)),
+                asyncio.create_task(self.placer.run()),
+                asyncio.create_task(
+                    keep_catalog(self.catalog, self.fleet, settings.catalog_seconds, self.placer.published)
+                ),
             ]
             await host.set_serving(True)
             log.info("listening on port %d of %s", host.port, settings.listen)
@@ -119,7 +124,7 @@ class Router:
 
     def _register(self, server: grpc.aio.Server) -> None:
         add_InferenceServiceServicer_to_server(self.inference, server)
-        add_AdminServiceServicer_to_server(AdminServicer(self.targets, self.fleet), server)
+        add_AdminServiceServicer_to_server(AdminServicer(self.targets, self.fleet, self.placer), server)
         self.models.register(server)
 
 

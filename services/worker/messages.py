@@ -86,11 +86,17 @@ class Drop(msgspec.Struct, tag=True, frozen=True):
     revision: str
 
 
+class Rank(msgspec.Struct, tag=True, frozen=True):
+    """What keeping deltas in memory is worth; idle ones of little worth are evicted first. Holds for half a minute."""
+
+    worths: dict[str, float]
+
+
 class Shutdown(msgspec.Struct, tag=True, frozen=True):
     """Leave the loop and exit with status 0."""
 
 
-ToEngine = Add | Vocabulary | Abort | Pause | Load | Drop | Shutdown
+ToEngine = Add | Vocabulary | Abort | Pause | Load | Drop | Rank | Shutdown
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -81,6 +81,8 @@ class WorkerServicer(WorkerServiceServicer):
                 self._front.pause(session, message.pause.request_id, message.pause.paused)
             case "place":
                 self._front.place(message.place)
+            case "worths":
+                self._front.rank(message.worths)
             case other:
                 log.warning("router %s sent %s, which means nothing here", session.router, other)
 

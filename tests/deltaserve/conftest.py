@@ -186,6 +186,18 @@ class PeerAdmin(admin_pb2_grpc.AdminServiceServicer):
         self.orders.append(request)
         return admin_pb2.PlaceRevisionResponse()
 
+    async def GetPlacement(self, request: Any, context: Any) -> admin_pb2.GetPlacementResponse:
+        answer = admin_pb2.GetPlacementResponse(digest="d1")
+        if request.model == "nothing":
+            return answer
+        answer.decided_at.FromSeconds(1_700_000_000)
+        answer.horizon.FromSeconds(15)
+        placed = answer.revisions.add(revision="french@2", probability=0.42, copies=1, memory=["w1"], pinned=True)
+        placed.next_request.FromSeconds(90)
+        answer.revisions.add(revision="german@1", probability=0.06, copies=1, disk="w1")
+        answer.orders.add(worker="w1", revision="french@2", tier=inference_pb2.TIER_DEVICE, reason="pinned")
+        return answer
+
 
 class Peer:
     """The servicers, and the server that can be stopped and started again on its port."""

@@ -10,7 +10,7 @@ from deltaserve.errors import DeltaServeError, QuotaError
 from services.worker.engine.deltas import DeltaWeights
 from services.worker.engine.loader import Decoded, Event, Failed, Inspected, Loaded, Loader
 from services.worker.engine.residency import Residency
-from services.worker.messages import DeltaChanged, DeltaUse, FromEngine, Load, Wanted
+from services.worker.messages import DeltaChanged, DeltaUse, Drop, FromEngine, Load, Rank, Wanted
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,6 +29,16 @@ class DeltaCache:
         self._send = send
         self._load_seconds: dict[str, float] = {}
         self._asked: set[str] = set()
+
+    def handle(self, message: Load | Drop | Rank, now: float) -> None:
+        """Takes an order of the front; `now` as for `update`."""
+        match message:
+            case Load():
+                self.load(message)
+            case Drop(revision):
+                self.drop(revision)
+            case Rank(worths):
+                self.residency.rank(worths, now)
 
     def load(self, message: Load) -> None:
         """Begins to load a delta; one that is there is answered at once."""

@@ -24,6 +24,7 @@ from services.worker.messages import (
     Load,
     Output,
     Pause,
+    Rank,
     Sampling,
     Step,
     ToEngine,
@@ -86,10 +87,8 @@ class Engine:
                 self._grammars.pause(sequence_id, paused)
                 if sequence := self._scheduler.get(sequence_id):
                     self._scheduler.pause(sequence, paused, now)
-            case Load():
-                self.deltas.load(message)
-            case Drop(revision):
-                self.deltas.drop(revision)
+            case Load() | Drop() | Rank():
+                self.deltas.handle(message, now)
 
     @torch.inference_mode()
     def step(self, now: float) -> bool:

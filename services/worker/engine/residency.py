@@ -2,15 +2,18 @@
 
 A delta goes through expected → wanted → loading → resident, and may then be decoded. Callers do the transfers and
 report back; this module decides what is loaded, decoded and evicted. A claimed delta (one that sequences need) is never
-evicted.
+evicted; of the others those worth least go first, as routers see it, and among equals those used least recently.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from deltaserve.errors import QuotaError
+
+_RANK_SECONDS = 30.0  # what routers said longer ago counts no more
 
 
 @dataclass(slots=True)
@@ -54,6 +57,12 @@ class Residency:
         self.budget = budget
         self.decoded_budget = decoded_budget
         self.entries: dict[str, Entry] = {}  # in order of arrival
+        self._worths: Mapping[str, float] = {}
+        self._ranked_at = 0.0
+
+    def rank(self, worths: Mapping[str, float], now: float) -> None:
+        """Takes what deltas are worth; one that is not named counts as worth most: it came since."""
+        self._worths, self._ranked_at = worths, now
 
     def expect(self, revision: str, *, pinned: bool) -> Entry:
         """Notes that a delta shall come, or stay, and whether it is pinned; returns its entry."""
@@ -95,6 +104,8 @@ class Residency:
         for revision in claims:
             if revision in self.entries:
                 self.entries[revision].last_used = now
+        if now - self._ranked_at > _RANK_SECONDS:
+            self._worths = {}
         moves = Moves()
         for entry in list(self.entries.values()):
             if entry.dropping and (entry.state == "wanted" or self._is_idle(entry, claims)):
@@ -120,7 +131,7 @@ class Residency:
         for entry in sorted(wanted, key=lambda e: (e.revision != first, e.revision not in claims)):  # then by arrival
             excess = sum(e.size for e in self.entries.values() if e.in_memory) + entry.size - self.budget
             idle = [e for e in self.entries.values() if self._is_idle(e, claims) and not e.pinned]
-            victims = _enough(idle, [e.size for e in idle], excess)
+            victims = self._enough(idle, [e.size for e in idle], excess)
             if victims is None:
                 return
             for victim in victims:
@@ -138,7 +149,7 @@ class Residency:
             excess -= self.decoded_budget
             idle = [e for e in self.entries.values() if e.decode and self._is_idle(e, claims)]
             idle = idle if entry.revision in claims else []
-            copies = _enough(idle, [e.decoded_size for e in idle], excess)
+            copies = self._enough(idle, [e.decoded_size for e in idle], excess)
             if copies is None:
                 continue
             for copy in copies:
@@ -155,13 +166,15 @@ class Residency:
         del self.entries[entry.revision]
         moves.evict.append(entry.revision)
 
+    def _enough(self, candidates: list[Entry], sizes: list[int], excess: int) -> list[Entry] | None:
+        """Returns the candidates worth least that free `excess` bytes, None when all of them do not."""
+        chosen: list[Entry] = []
+        for entry, size in sorted(zip(candidates, sizes, strict=True), key=lambda pair: self._order(pair[0])):
+            if excess <= 0:
+                break
+            chosen.append(entry)
+            excess -= size
+        return chosen if excess <= 0 else None
 
-def _enough(candidates: list[Entry], sizes: list[int], excess: int) -> list[Entry] | None:
-    """Returns the least recently used candidates that free `excess` bytes, None when all of them do not."""
-    chosen: list[Entry] = []
-    for entry, size in sorted(zip(candidates, sizes, strict=True), key=lambda pair: pair[0].last_used):
-        if excess <= 0:
-            break
-        chosen.append(entry)
-        excess -= size
-    return chosen if excess <= 0 else None
+    def _order(self, entry: Entry) -> tuple[float, float]:
+        return self._worths.get(entry.revision, math.inf), entry.last_used

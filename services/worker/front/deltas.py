@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,9 @@ from deltaserve import errors
 from deltaserve.errors import DeltaServeError, InternalError, NotFoundError
 from deltaserve.names import parse_revision
 from deltaserve.v1 import inference_pb2 as pb
+from deltaserve.v1 import worker_pb2 as wpb
 from services.worker.front.disk import DiskCache, total_bytes
+from services.worker.front.reports import Transfers
 from services.worker.front.revisions import PublishedDelta
 from services.worker.messages import DeltaChanged, DeltaUse, Drop, Load, ToEngine
 
@@ -33,19 +36,22 @@ _CLASSES: dict[str, type[DeltaServeError]] = {
         errors.UnsupportedModelError,
     )
 }
+_LOADS = 16  # measured loads that are told
 _BAD_BYTES = (errors.DataLossError, errors.FormatError)
 
 
 @dataclass(slots=True, eq=False)
 class Arrival:
-    """A delta on its way to memory.
+    """A delta on its way to disk or memory.
 
     Attributes:
         revision: `<model>@<revision>`.
         source: where it was when it was first asked for.
         bytes_total: of its files.
+        to_memory: whether it goes on to memory; an order for the disk alone does not, unless someone asks meanwhile.
         bytes_done: of these, on the worker's disk.
         started: `time.monotonic()` seconds.
+        fetched: seconds that its files took to the disk.
         folder: its files, once they are all on disk and the engine was told to load them.
         on_disk: set then, or when it failed.
         done: when it is in memory, or failed.
@@ -55,8 +61,10 @@ class Arrival:
     revision: str
     source: pb.Tier.ValueType
     bytes_total: int
+    to_memory: bool = True
     bytes_done: int = 0
     started: float = field(default_factory=time.monotonic)
+    fetched: float = 0.0
     folder: Path | None = None
     on_disk: asyncio.Event = field(default_factory=asyncio.Event)
     done: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,6 +87,7 @@ class Deltas:
         failed: Callable[[str, DeltaServeError], None],
     ) -> None:
         """Orders loads with `send`; `failed` hears of every delta that could not be brought, and why."""
+        self._loads: deque[wpb.LoadSample] = deque(maxlen=_LOADS)
         self._disk = disk
         self._send = send
         self._failed = failed
@@ -99,7 +108,15 @@ class Deltas:
         name = str(delta.name)
         if name in self._memory:
             return None
-        return self._arrivals.get(name) or self._start(delta)
+        arrival = self._arrivals.get(name) or self._start(delta)
+        arrival.to_memory = True
+        return arrival
+
+    def cache(self, delta: PublishedDelta) -> None:
+        """Starts the way of a revision to the disk, unless it is there or on its way."""
+        name = str(delta.name)
+        if name not in self._arrivals and self.tier(name) == pb.TIER_STORE:
+            self._start(delta, to_memory=False)
 
     def wanted(self, delta: PublishedDelta) -> None:
         """Answers the engine, which lacks a delta that it needs."""
@@ -108,7 +125,9 @@ class Deltas:
         arrival = self._arrivals.get(name)
         if arrival is None:
             self._start(delta)
-        elif arrival.folder is not None:
+            return
+        arrival.to_memory = True
+        if arrival.folder is not None:
             self._load(arrival.revision, arrival.folder)
 
     def pin(self, delta: PublishedDelta, pinned: bool) -> None:
@@ -140,6 +159,8 @@ class Deltas:
             in_use = before.in_use if before else 0
             self._memory[name] = DeltaUse(revision=name, bytes=message.bytes, in_use=in_use, decoded=decoded)
         if arrival is not None and arrival.folder is not None:
+            if message.load_seconds:
+                self._measured(arrival, message.load_seconds)
             self._finish(name)
 
     def uses(self, uses: Collection[DeltaUse]) -> None:
@@ -159,6 +180,14 @@ class Deltas:
                 found.append(pb.Residency(worker=worker, revision=str(name), tier=pb.TIER_DISK, bytes=size))
         return found
 
+    def transfers(self) -> Transfers:
+        """Returns what is on its way, and what that takes."""
+        arriving = [
+            wpb.Arriving(revision=a.revision, bytes_total=a.bytes_total, bytes_done=a.bytes_done, to_memory=a.to_memory)
+            for a in self._arrivals.values()
+        ]
+        return Transfers(arriving, list(self._loads), self._disk.budget_bytes, self._disk.used_bytes)
+
     def engine_lost(self, error: DeltaServeError) -> None:
         """Forgets what was in the engine's memory; arrivals under way fail."""
         self._memory.clear()
@@ -172,9 +201,9 @@ class Deltas:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, delta: PublishedDelta) -> Arrival:
+    def _start(self, delta: PublishedDelta, to_memory: bool = True) -> Arrival:
         name = str(delta.name)
-        arrival = Arrival(name, self.tier(name), total_bytes(delta.manifest))
+        arrival = Arrival(name, self.tier(name), total_bytes(delta.manifest), to_memory)
         self._arrivals[name] = arrival
         self._spawn(self._bring(arrival, delta))
         return arrival
@@ -182,10 +211,15 @@ class Deltas:
     async def _bring(self, arrival: Arrival, delta: PublishedDelta) -> None:
         try:
             with self._disk.holding(delta.name):
-                arrival.folder = await self._disk.fetch(
+                folder = await self._disk.fetch(
                     delta.name, delta.manifest, delta.raw, lambda done: _note(arrival, done)
                 )
                 arrival.bytes_done = arrival.bytes_total
+                arrival.fetched = time.monotonic() - arrival.started
+                if not arrival.to_memory:
+                    self._finish(arrival.revision)
+                    return
+                arrival.folder = folder
                 self._load(arrival.revision, arrival.folder)
                 arrival.on_disk.set()
                 await arrival.done.wait()
@@ -195,6 +229,12 @@ class Deltas:
         except OSError as error:
             log.warning("delta %s did not arrive", arrival.revision, exc_info=error)
             self._fail(arrival.revision, InternalError(f"cannot cache {arrival.revision} on disk: {error}"))
+
+    def _measured(self, arrival: Arrival, load_seconds: float) -> None:
+        seconds = load_seconds + (arrival.fetched if arrival.source == pb.TIER_STORE else 0.0)
+        sample = wpb.LoadSample(source=arrival.source, bytes=arrival.bytes_total)
+        sample.time.FromNanoseconds(int(seconds * 1e9))
+        self._loads.append(sample)
 
     def _load(self, name: str, folder: Path) -> None:
         self._send(Load(name, str(folder), name in self._pinned))

@@ -52,6 +52,11 @@ class DiskCache:
         """Bytes of complete and of arriving revisions."""
         return sum(entry.size for entry in self._entries.values()) + self._reserved
 
+    @property
+    def budget_bytes(self) -> int:
+        """Most bytes of complete and arriving revisions."""
+        return self._budget
+
     def entries(self) -> dict[RevisionName, int]:
         """Returns the bytes of every complete revision."""
         return {name: entry.size for name, entry in self._entries.items()}

@@ -15,13 +15,14 @@ from deltaserve.v1 import worker_pb2
 from services.worker.front.deltas import Deltas
 from services.worker.front.disk import DiskCache
 from services.worker.front.grammar import vocabulary_of
+from services.worker.front.history import ArrivalHistory
 from services.worker.front.prompt import prompt_ids
 from services.worker.front.reports import state_report
 from services.worker.front.requests import Requests
 from services.worker.front.revisions import Revisions
 from services.worker.front.session import RouterSession
 from services.worker.front.supervisor import Supervisor
-from services.worker.messages import DeltaChanged, FromEngine, Ready, Stats, Step, Wanted
+from services.worker.messages import DeltaChanged, FromEngine, Rank, Ready, Stats, Step, Wanted
 from services.worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Front:
         self._sessions: set[RouterSession] = set()
         self._stats: Stats | None = None
         self._arrivals: Counter[str] = Counter()
+        self._history = ArrivalHistory()
         self._errands: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -81,6 +83,8 @@ class Front:
         )
         session.outbox.welcome(welcome)
         session.outbox.report(self._state())
+        self._send_arrivals()  # to the others: the new one finds them in the history
+        session.outbox.arrivals(self._history.whole())
         self._sessions.add(session)
         log.info("router %s is connected", router)
         return session
@@ -99,6 +103,8 @@ class Front:
             log.error("router %s sent request %s twice; the second is ignored", session.router, submit.request_id)
             return
         self._arrivals[submit.revision] += 1
+        if submit.revision and not submit.resume:
+            self._history.add(submit.revision, time.time_ns() // 1_000_000)
         try:
             self._admit()
         except DeltaServeError as error:
@@ -116,10 +122,16 @@ class Front:
         """Brings a delta to memory ahead of requests, or lets go of it."""
         if order.tier == pb.TIER_DEVICE:
             self._run_errand(self._prefetch(order.revision, order.pinned))
+        elif order.tier == pb.TIER_DISK:
+            self._run_errand(self._cache(order.revision))
         elif order.tier == pb.TIER_STORE:
             self._deltas.drop(order.revision)
         else:
-            log.warning("order to bring %s to tier %s; expected TIER_DEVICE or TIER_STORE", order.revision, order.tier)
+            log.warning("order to bring %s to tier %s, which is no place for it", order.revision, order.tier)
+
+    def rank(self, worths: worker_pb2.Worths) -> None:
+        """Tells the engine which deltas to keep rather than others."""
+        self.supervisor.send(Rank(dict(worths.by_revision)))
 
     async def tokenize(self, request: worker_pb2.TokenizePromptRequest) -> pb.TokenizeResponse:
         """Returns the tokens of a prompt; raises as `Revisions.get` and `prompt_ids` do."""
@@ -206,6 +218,14 @@ class Front:
         except DeltaServeError as error:
             log.warning("cannot bring %s to memory: %s", revision, error.message)
 
+    async def _cache(self, revision: str) -> None:
+        try:
+            found = await self._revisions.get(revision)
+            if found.delta is not None:
+                self._deltas.cache(found.delta)
+        except DeltaServeError as error:
+            log.warning("cannot bring %s to disk: %s", revision, error.message)
+
     async def _answer_wanted(self, revision: str) -> None:
         try:
             found = await self._revisions.get(revision)
@@ -224,6 +244,7 @@ class Front:
         sent, sent_at = worker_pb2.StateReport(), 0.0
         while True:
             await asyncio.sleep(self._settings.report_seconds)
+            self._send_arrivals()
             state, now = self._state(), time.monotonic()
             if state != sent or now - sent_at >= _SILENCE_SECONDS - self._settings.report_seconds / 2:
                 self._send_report()
@@ -232,6 +253,12 @@ class Front:
     def _send_report(self) -> None:
         for session in self._sessions:
             session.outbox.report(self._state())
+
+    def _send_arrivals(self) -> None:
+        news = self._history.news()
+        if news is not None:
+            for session in self._sessions:
+                session.outbox.arrivals(news)
 
     def _state(self) -> worker_pb2.StateReport:
         engine = self.supervisor.engine
@@ -242,4 +269,6 @@ class Front:
             residency=self._deltas.residency(self.name),
             arrivals=self._arrivals,
             draining=self.draining,
+            transfers=self._deltas.transfers(),
+            service_seconds=self.requests.service_seconds,
         )

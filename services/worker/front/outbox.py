@@ -25,6 +25,7 @@ class Outbox:
         self._open: dict[int, worker_pb2.RequestOutput] = {}  # of these, the one that takes more, by key
         self._welcome: worker_pb2.Welcome | None = None
         self._state: worker_pb2.StateReport | None = None
+        self._arrivals = worker_pb2.Arrivals()
         self._frames = 0
         self._wake = asyncio.Event()
         self._end: DeltaServeError | bool = False
@@ -54,6 +55,11 @@ class Outbox:
     def report(self, state: worker_pb2.StateReport) -> None:
         """Queues a state report in place of an older one."""
         self._state = state
+        self._wake.set()
+
+    def arrivals(self, arrivals: worker_pb2.Arrivals) -> None:
+        """Queues arrivals after those that wait."""
+        self._arrivals.MergeFrom(arrivals)
         self._wake.set()
 
     def end(self, error: DeltaServeError | None = None) -> None:
@@ -86,6 +92,9 @@ class Outbox:
         messages = [] if welcome is None else [worker_pb2.SessionResponse(welcome=welcome)]
         steps = [worker_pb2.StepOutputs(outputs=portion) for portion in _portions(outputs)]
         messages += [worker_pb2.SessionResponse(outputs=step) for step in steps]
+        if self._arrivals.revisions:
+            messages.append(worker_pb2.SessionResponse(arrivals=self._arrivals))
+            self._arrivals = worker_pb2.Arrivals()
         if self._state is not None:
             messages.append(worker_pb2.SessionResponse(state=self._state))
             self._state = None

@@ -24,6 +24,7 @@ from services.worker.messages import Abort, Add, Pause, Step
 log = logging.getLogger(__name__)
 
 _PROGRESS_SECONDS = 0.25  # between two LOADING frames
+_SERVICE_WEIGHT = 0.05  # of one more request in the mean service time
 _numbers = itertools.count(1)  # of requests and of the engine's sequences
 
 
@@ -39,6 +40,7 @@ class Requests:
         self._revisions = revisions
         self._deltas = deltas
         self._max_logprobs = max_logprobs
+        self.service_seconds: float | None = None  # mean time from a request's first step to its end
         self._tasks: dict[asyncio.Task[None], Request] = {}
         self._sequences: dict[int, Request] = {}  # by the engine's sequence number
 
@@ -136,10 +138,17 @@ class Requests:
             failure = InternalError(f"internal error of the worker: {type(error).__name__}: {error}")
             request.outbox.fail(request.key, request.id, failure)
         finally:
+            self._note_service(request)
             for sequence in request.live:
                 self._supervisor.send(Abort(sequence))
             for sequence in request.choices:
                 del self._sequences[sequence]
+
+    def _note_service(self, request: Request) -> None:
+        if request.prefill_at is not None:
+            spent = time.monotonic() - request.prefill_at
+            known = spent if self.service_seconds is None else self.service_seconds
+            self.service_seconds = known + _SERVICE_WEIGHT * (spent - known)
 
     def _span(self, request: Request) -> contextlib.AbstractContextManager[Span]:
         asked = request.submit.request

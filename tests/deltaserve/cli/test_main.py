@@ -229,3 +229,16 @@ def test_a_closed_pipe_is_no_error(peer: Any) -> None:
     assert (done.stdout, done.stderr) == ("word", "")
     time.sleep(0.1)
     peer.wait_idle()
+
+
+def test_placement_is_shown_with_its_reasons(run: Run) -> None:
+    out = run("placement")[1]
+    assert "french@2 (pinned)" in out
+    assert "42 %" in out
+    assert "disk of w1" in out
+    assert "> 1 day" in out
+    orders = run("placement", "--orders")[1]
+    assert "french@2" in orders
+    assert "pinned" in orders
+    assert json.loads(run("placement", "--json")[1])["digest"] == "d1"
+    assert "has not decided anything" in run("placement", "nothing")[1]

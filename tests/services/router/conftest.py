@@ -52,6 +52,7 @@ class ScriptedWorker(WorkerServiceServicer):
         self.aborts: list[str] = []
         self.pauses: list[tuple[str, bool]] = []
         self.places: list[wpb.Place] = []
+        self.worths: list[wpb.Worths] = []
         self.hellos: list[str] = []
         self.tokenized: list[wpb.TokenizePromptRequest] = []
         self._outbox: asyncio.Queue[wpb.SessionResponse] = asyncio.Queue()
@@ -98,6 +99,8 @@ class ScriptedWorker(WorkerServiceServicer):
                 self._tasks.pop(message.abort.request_id).cancel()
             elif kind == "pause":
                 self.pauses.append((message.pause.request_id, message.pause.paused))
+            elif kind == "worths":
+                self.worths.append(message.worths)
             else:
                 self.places.append(message.place)
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.router.routing import LoadCosts, Tier, WorkerView, choose, has_room, score
+from services.router.costs import LoadCosts, Tier
+from services.router.routing import WorkerView, choose, has_room, score
 
 GB = 1 << 30
 

@@ -108,3 +108,26 @@ def test_budgets_hold_and_claims_are_never_evicted(data):
         entries = residency.entries.values()
         assert sum(e.size for e in entries if e.in_memory) <= residency.budget
         assert sum(e.decoded_size for e in entries if e.decode) <= residency.decoded_budget
+
+
+def test_what_is_worth_least_makes_room_as_long_as_routers_say_so():
+    residency = Residency(30, 0)
+    for time, revision in enumerate(("old", "dear", "cheap")):
+        bring(residency, revision, now=time)
+    residency.rank({"old": 0.5, "dear": 2.0, "cheap": 0.1}, 3)
+    assert bring(residency, "new", now=4).evict == ["cheap"]
+    assert bring(residency, "newer", now=5).evict == ["old"]  # "new" is not ranked yet: it stays
+    assert bring(residency, "newest", now=6).evict == ["dear"]
+    residency.rank({"new": 9.0, "newer": 0.0, "newest": 0.0}, 7)
+    assert bring(residency, "late", now=60).evict == ["new"]  # by recency: the ranking is of long ago
+
+
+def test_worth_never_moves_what_is_claimed_or_pinned():
+    residency = Residency(30, 0)
+    bring(residency, "pinned", pinned=True)
+    bring(residency, "claimed", now=1)
+    bring(residency, "idle", now=2)
+    residency.rank({"pinned": 0.0, "claimed": 0.0, "idle": 5.0}, 3)
+    residency.expect("new", pinned=False)
+    residency.want("new", 10, 40)
+    assert residency.moves({"claimed", "new"}, 4).evict == ["idle"]

@@ -142,3 +142,27 @@ def test_eta() -> None:
     assert arrival.eta_seconds(12.0) == 6.0
     arrival.bytes_done = 100
     assert arrival.eta_seconds(12.0) is None
+
+
+async def test_an_order_for_the_disk_stops_there(scene: Scene) -> None:
+    scene.deltas.cache(await scene.delta())
+    (arriving,) = scene.deltas.transfers().arriving
+    assert (arriving.revision, arriving.to_memory) == (NAME, False)
+    while scene.deltas.transfers().arriving:
+        await asyncio.sleep(0.01)
+    assert scene.deltas.tier(NAME) == pb.TIER_DISK
+    assert scene.sent == []
+    assert scene.deltas.transfers().disk_used == scene.disk.used_bytes > 1000
+    scene.deltas.cache(await scene.delta())  # it is there
+    assert scene.deltas.transfers().arriving == []
+
+
+async def test_who_asks_meanwhile_has_it_go_on_to_memory(scene: Scene) -> None:
+    scene.deltas.cache(await scene.delta())
+    arrival = await scene.arrive()
+    assert [type(message) for message in scene.sent] == [Load]
+    scene.answer(bytes=7, load_seconds=0.5)
+    assert arrival.done.is_set()
+    (sample,) = scene.deltas.transfers().loads
+    assert (sample.source, sample.bytes) == (pb.TIER_STORE, arrival.bytes_total)
+    assert sample.time.ToNanoseconds() / 1e9 == pytest.approx(0.5 + arrival.fetched)

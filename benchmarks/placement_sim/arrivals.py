@@ -1,0 +1,143 @@
+"""Request traces: the published ones, and longer generated ones of the same kinds. Seeded; times in seconds."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+DAY = 86400.0
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Requests of models numbered from 0, by time.
+
+    Attributes:
+        name: for tables.
+        models: how many there are; not all need to be asked for.
+        events: (seconds, model).
+    """
+
+    name: str
+    models: int
+    events: list[tuple[float, int]]
+
+    @property
+    def seconds(self) -> float:
+        """Time of the last request."""
+        return self.events[-1][0]
+
+
+def published(path: Path) -> Trace:
+    """Returns one of ../shared/traces."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    names = sorted({line["model"] for line in lines})
+    return Trace(path.stem, len(names), [(line["timestamp"], names.index(line["model"])) for line in lines])
+
+
+def drawn(name: str, weights: list[float], rate: float, seconds: float, seed: int) -> Trace:
+    """Returns Poisson arrivals of `rate` requests a second in all, models drawn by weight."""
+    rng = random.Random(seed)
+    times, now = [], rng.expovariate(rate)
+    while now < seconds:
+        times.append(now)
+        now += rng.expovariate(rate)
+    chosen = rng.choices(range(len(weights)), weights, k=len(times))
+    return Trace(name, len(weights), list(zip(times, chosen, strict=True)))
+
+
+def zipf(models: int, rate: float, seconds: float, seed: int, exponent: float = 1.5) -> Trace:
+    """Returns Poisson arrivals with true Zipf popularity."""
+    return drawn(f"zipf {exponent}", [1 / (i + 1) ** exponent for i in range(models)], rate, seconds, seed)
+
+
+def uniform(models: int, rate: float, seconds: float, seed: int) -> Trace:
+    """Returns Poisson arrivals, all models alike."""
+    return drawn("uniform", [1.0] * models, rate, seconds, seed)
+
+
+def mixed(models: int, rate: float, seconds: float, seed: int) -> Trace:
+    """Returns what Azure Functions look like: popularity with a heavy tail.
+
+    A third of the models are called by timers (some with several requests at a tick), a third in bursts, a third at
+    random, half of these by day only.
+    """
+    rng = random.Random(seed)
+    events: list[tuple[float, int]] = []
+    weights = [rng.paretovariate(0.6) for _ in range(models)]
+    share = rate / sum(min(w, 200.0) for w in weights)
+    for model, weight in enumerate(weights):
+        mean = min(weight, 200.0) * share  # requests a second
+        kind: Callable[..., Iterator[float]] = (_timer, _bursts, _random)[model % 3]
+        events += [(time, model) for time in kind(rng, mean, seconds)]
+    return Trace("azure-like", models, sorted(events))
+
+
+def timers(models: int, rate: float, seconds: float, seed: int) -> Trace:
+    """Returns models that are all called by timers."""
+    rng = random.Random(seed)
+    events = [(t, m) for m in range(models) for t in _timer(rng, rate / models, seconds)]
+    return Trace("timers", models, sorted(events))
+
+
+def bursts(models: int, rate: float, seconds: float, seed: int) -> Trace:
+    """Returns models that are all asked for in bursts, which themselves come at random."""
+    rng = random.Random(seed)
+    events = [(t, m) for m in range(models) for t in _bursts(rng, rate / models * rng.lognormvariate(0, 1), seconds)]
+    return Trace("bursts", models, sorted(events))
+
+
+def daily(models: int, rate: float, seconds: float, seed: int) -> Trace:
+    """Returns models that people use by day, each with office hours of its own."""
+    rng = random.Random(seed)
+    events: list[tuple[float, int]] = []
+    for model in range(models):
+        events += [(t, model) for t in _daytime(rng, rate / models * rng.lognormvariate(0, 1), seconds)]
+    return Trace("daily", models, sorted(events))
+
+
+def _timer(rng: random.Random, mean: float, seconds: float) -> Iterator[float]:
+    period = min((60.0, 300.0, 600.0, 900.0, 1800.0, 3600.0), key=lambda p: abs(math.log(p * mean)))
+    size = max(1, round(period * mean))  # requests at a tick
+    now = rng.uniform(0, period)
+    while now < seconds:
+        for _ in range(size):
+            at = now + abs(rng.gauss(0, 1.0))
+            if at < seconds:
+                yield at
+        now += period
+
+
+def _bursts(rng: random.Random, mean: float, seconds: float) -> Iterator[float]:
+    size = rng.uniform(3, 20)
+    now = rng.expovariate(mean / size)
+    while now < seconds:
+        at = now
+        for _ in range(1 + int(rng.expovariate(1 / size))):
+            if at < seconds:
+                yield at
+            at += rng.expovariate(0.5)
+        now = at + rng.expovariate(mean / size)
+
+
+def _random(rng: random.Random, mean: float, seconds: float) -> Iterator[float]:
+    if rng.random() < 0.5:
+        yield from _daytime(rng, mean, seconds)
+        return
+    now = rng.expovariate(mean)
+    while now < seconds:
+        yield now
+        now += rng.expovariate(mean)
+
+
+def _daytime(rng: random.Random, mean: float, seconds: float) -> Iterator[float]:
+    shift, peak = rng.uniform(0, DAY), 3.0
+    now = rng.expovariate(mean * peak)
+    while now < seconds:
+        if rng.random() < max(0.0, math.sin((now + shift) / DAY * 2 * math.pi)):
+            yield now
+        now += rng.expovariate(mean * peak)
