@@ -1,0 +1,418 @@
+// Selective batched matmul on packed weights: y[row] += x[row] · Δ̂ᵀ of the row's own delta, all deltas of a step in one launch.
+// Launcher and reference: deltaserve/ops/packed_sbmm.py. Design and estimates: docs/adr/0006.
+//
+// A persistent block of 16 warps takes a run of items, an item being 32 features of one part for one tile of at most 16 rows:
+//
+//      x tile (shared memory, bf16)              K = chunks of 128 columns, warp w takes w, w + 16, w + 32, …
+//   row 0 ├────────┼────────┼── … ─┤            ┌────┬────┬────┬── … ──┬────┬────┐
+//   …     │        │        │      │   32       │ w0 │ w1 │ w2 │       │ w15│ w0 │ …    packed units, each warp's through a ring of
+//  row 15 ├────────┼────────┼── … ─┤   features └────┴────┴────┴── … ──┴────┴────┘      its own (cp.async, STAGES × 512 bytes)
+//
+//   every warp: 2 m-tiles × NT n-tiles of fp32 accumulators over its chunks; then 16 partial sums are added in order.
+//
+// Rings run on across items, so that memory never waits for the end of one. What is added in which order depends on K and codec
+// alone, never on other rows or deltas of the batch: a request's results do not change with its neighbours.
+#include "layout.cuh"
+
+#ifndef STAGES
+#define STAGES 6
+#endif
+#ifndef X_BYTES
+#define X_BYTES 135168
+#endif
+
+namespace {
+
+constexpr int WARPS = 16;
+constexpr int THREADS = 32 * WARPS;
+constexpr int SLOT_BYTES = UNIT_BYTES + 64;  // a unit, and 32 scales
+constexpr int RED_STRIDE = 36;               // floats between rows of partial sums: no bank twice
+constexpr int X_PAD = 32;                    // bytes after each row of x: rows of a quarter warp fall into different banks
+constexpr int RING_BYTES = WARPS * STAGES * SLOT_BYTES;
+constexpr int RED_BYTES = WARPS * TILE_ROWS * RED_STRIDE * 4;
+constexpr int SUM_BYTES = TILE_ROWS * 8;
+static_assert(STAGES > 4, "a chunk of four units must fit with one to spare");
+
+struct Problem {
+  u16* y;
+  const u16* x;
+  const Part* table;
+  const Tile* tiles;
+  const int* order;
+  const float* shrunk;
+  long long ldy, ldx;
+  int columns, chunks, parts, max_rank, tile_count;
+};
+
+// Place in the list of all items, which is ordered by tile, part and block and never written down.
+struct Place {
+  const Part* part;
+  int tile, index, block;  // index: of the part in its slot
+  long long at;            // cost of all items before
+
+  DEVICE void settle(const Problem& p, Place& s) {  // to the next part that has blocks left
+    while (s.tile < p.tile_count && s.block >= s.part->blocks) {
+      s.block = 0;
+      ++s.part;
+      if (++s.index == p.parts) {
+        s.index = 0;
+        if (++s.tile < p.tile_count) s.part = p.table + (long long)p.tiles[s.tile].slot * p.parts;
+      }
+    }
+  }
+
+  DEVICE void next(const Problem& p, Place& s) {
+    s.at += s.part->cost;
+    ++s.block;
+    settle(p, s);
+  }
+};
+
+// Returns the first item at or after this block's share of the total cost, and where the share ends.
+DEVICE Place first_place(const Problem& p, int lane, long long& end) {
+  constexpr int PER_LANE = MAX_TILES / 32;
+  int cost[PER_LANE];
+  int sum = 0;
+#pragma unroll
+  for (int i = 0; i < PER_LANE; ++i) {
+    const int tile = lane * PER_LANE + i;
+    cost[i] = tile < p.tile_count ? p.table[(long long)p.tiles[tile].slot * p.parts].slot_cost : 0;
+    sum += cost[i];
+  }
+  int upto = sum;
+#pragma unroll
+  for (int by = 1; by < 32; by *= 2) {
+    const int other = shuffle_up(upto, by);
+    if (lane >= by) upto += other;
+  }
+  const long long total = shuffle(upto, 31);
+  const long long begin = total * blockIdx.x / gridDim.x;
+  end = total * (blockIdx.x + 1) / gridDim.x;
+  int tile = -1, before = upto - sum, found = 0;
+#pragma unroll
+  for (int i = 0; i < PER_LANE; ++i) {
+    if (begin >= before && begin < before + cost[i]) tile = lane * PER_LANE + i, found = before;
+    before += cost[i];
+  }
+  const u32 who = ballot_warp(tile >= 0);
+  if (begin >= end || who == 0) {
+    end = 0;
+    return Place{p.table, p.tile_count, 0, 0, 0};
+  }
+  const int owner = count_bits((who & (0u - who)) - 1);
+  tile = shuffle(tile, owner);
+  found = shuffle(found, owner);
+  Place s{p.table + (long long)p.tiles[tile].slot * p.parts, tile, 0, 0, found};
+  Place::settle(p, s);
+  while (s.tile < p.tile_count && s.at < begin) {
+    const int cost_of_one = s.part->cost;
+    const long long skip = (begin - s.at + cost_of_one - 1) / cost_of_one;
+    const int left = s.part->blocks - s.block;
+    const int taken = skip < left ? (int)skip : left;
+    s.at += (long long)taken * cost_of_one;
+    s.block += taken;
+    Place::settle(p, s);
+  }
+  return s;
+}
+
+// Fills a warp's ring, units ahead of the warp's own arithmetic.
+struct Producer {
+  Place place;
+  const u8* address;  // of the next unit, this lane's 16 bytes
+  const u8* scales;   // of the block, this lane's 16 bytes of the 64 of a group
+  int chunk, unit, bits, group, slot;
+
+  DEVICE void open(Producer& s, const Problem& p, long long end, int warp, int lane) {  // the place's first unit
+    while (s.place.at < end && s.place.tile < p.tile_count && s.place.part->bits == 0) Place::next(p, s.place);
+    if (s.place.tile >= p.tile_count || s.place.at >= end) {
+      s.bits = 0;
+      return;
+    }
+    const Part* part = s.place.part;
+    s.bits = part->bits;
+    s.group = part->group;
+    s.chunk = warp;
+    s.unit = 0;
+    s.address = (const u8*)part->codes + ((long long)s.place.block * p.chunks + warp) * s.bits * UNIT_BYTES + lane * 16;
+    s.scales = (const u8*)part->scales + (long long)s.place.block * part->groups * 64 + lane * 16;
+  }
+
+  DEVICE void fetch(Producer& s, const Problem& p, long long end, u8* ring, int warp, int lane) {
+    if (s.bits) {
+      u8* target = ring + s.slot * SLOT_BYTES;
+      copy_async(target + lane * 16, s.address);
+      if (s.unit == 0 && s.group && s.group % CHUNK_K == 0 && lane < 4)
+        copy_async(target + UNIT_BYTES + lane * 16, s.scales + (long long)(s.chunk * CHUNK_K / s.group) * 64);
+      s.address += UNIT_BYTES;
+      if (++s.unit == s.bits) {
+        s.unit = 0;
+        s.chunk += WARPS;
+        s.address += (long long)(WARPS - 1) * s.bits * UNIT_BYTES;
+        if (s.chunk >= p.chunks) {
+          Place::next(p, s.place);
+          open(s, p, end, warp, lane);
+        }
+      }
+    }
+    commit_group();  // empty ones too: waiting counts groups
+    s.slot = s.slot == STAGES - 1 ? 0 : s.slot + 1;
+  }
+};
+
+struct Shared {
+  u8 *ring, *xs;
+  float* red;
+  float2* row_sums;
+};
+
+// What of x lies in shared memory.
+struct Staged {
+  int tile;
+  u64 column;
+  bool sums;
+};
+
+// Copies rows of a tile, columns begin … begin + count − 1, times the part's column scales; zeros beyond K.
+DEVICE void stage_rows(const Problem& p, const Tile& tile, const u16* column, int begin, int count, u8* xs, int stride) {
+  const int pieces = count / 8;
+  for (int i = threadIdx.x; i < pieces * tile.rows; i += THREADS) {
+    const int row = i / pieces, k = (i - row * pieces) * 8 + begin;
+    Vec4 v{0, 0, 0, 0};
+    if (k < p.columns) {
+      v = *(const Vec4*)(p.x + p.order[tile.begin + row] * p.ldx + k);
+      if (column) {
+        u32 w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float low = bf16_to_float((u16)w[j]) * half_to_float(column[k + 2 * j]);
+          const float high = bf16_to_float((u16)(w[j] >> 16)) * half_to_float(column[k + 2 * j + 1]);
+          w[j] = pack2(float_to_bf16(low), float_to_bf16(high));
+        }
+        v = Vec4{w[0], w[1], w[2], w[3]};
+      }
+    }
+    *(Vec4*)(xs + row * stride + (k - begin) * 2) = v;
+  }
+}
+
+// Warp w adds up row w: X_hi and X, lanes over neighbouring columns in ascending order whatever the slices are.
+DEVICE void sum_rows(const Tile& tile, int count, const u8* xs, int stride, int warp, int lane, float& high, float& all) {
+  if (warp >= tile.rows) return;
+  for (int k = 4 * lane; k < count; k += CHUNK_K) {
+    const Vec2 v = *(const Vec2*)(xs + warp * stride + k * 2);
+    const float hi = bf16_to_float((u16)v.y) + bf16_to_float((u16)(v.y >> 16));
+    high += hi;
+    all += hi + (bf16_to_float((u16)v.x) + bf16_to_float((u16)(v.x >> 16)));
+  }
+}
+
+template <int NT>
+struct Sums {
+  float of[2][NT][4];
+  DEVICE void clear(Sums& s) {
+#pragma unroll
+    for (int m = 0; m < 2; ++m)
+#pragma unroll
+      for (int n = 0; n < NT; ++n)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) s.of[m][n][i] = 0.f;
+  }
+};
+
+// total += scale · sums; sums = 0. `four`: fp16 scales of features g, g + 8, g + 16, g + 24.
+template <int NT>
+DEVICE void flush(Sums<NT>& total, Sums<NT>& sums, Vec2 four) {
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    const u32 two = m ? four.y : four.x;
+    const float low = half_to_float((u16)two), high = half_to_float((u16)(two >> 16));
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        total.of[m][n][i] += (i < 2 ? low : high) * sums.of[m][n][i];
+        sums.of[m][n][i] = 0.f;
+      }
+  }
+}
+
+// This warp's chunks first … first + count − 1 of an item. FINE: groups that end within a chunk.
+template <int BITS, int NT, bool FINE>
+DEVICE void add_chunks(const Problem& p, long long end, Producer& producer, int& taken, const Shared& shared, int stride,
+                       int rows, int first, int count, const Part* part, int block, Sums<NT>& sums, Sums<NT>& total) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+  const typename Codes<BITS>::Constants constants = Codes<BITS>::constants(part->zero2);
+  const int group = Codes<BITS>::GROUPED ? part->group : 0;
+  const u8* scales = (const u8*)part->scales + (long long)block * part->groups * 64 + g * 8;
+  const u8* mine[NT];
+#pragma unroll
+  for (int n = 0; n < NT; ++n) {  // lanes of absent rows repeat the last one: their sums are not used
+    const int row = n * 8 + g;
+    mine[n] = shared.xs + (row < rows ? row : rows - 1) * stride + t * 8;
+  }
+  for (int chunk = warp; chunk < first + count; chunk += WARPS) {
+    if (chunk < first) continue;
+    wait_groups<STAGES - BITS>();
+    sync_warp();
+    u32 w[4 * BITS];
+    Vec2 four{0, 0};
+#pragma unroll
+    for (int unit = 0; unit < BITS; ++unit) {
+      const u8* source = shared.ring + taken * SLOT_BYTES;
+      const Vec4 v = *(const Vec4*)(source + lane * 16);
+      w[4 * unit] = v.x, w[4 * unit + 1] = v.y, w[4 * unit + 2] = v.z, w[4 * unit + 3] = v.w;
+      if (Codes<BITS>::GROUPED && !FINE && unit == 0 && group) four = *(const Vec2*)(source + UNIT_BYTES + g * 8);
+      taken = taken == STAGES - 1 ? 0 : taken + 1;
+    }
+    sync_warp();
+#pragma unroll
+    for (int unit = 0; unit < BITS; ++unit) Producer::fetch(producer, p, end, shared.ring, warp, lane);
+    const int offset = (chunk - first) * CHUNK_K * 2;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      Vec2 b[NT];
+#pragma unroll
+      for (int n = 0; n < NT; ++n) b[n] = *(const Vec2*)(mine[n] + offset + j * 32);
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        u32 a[4];
+        Codes<BITS>::fragment(a, w, m, j, constants);
+#pragma unroll
+        for (int n = 0; n < NT; ++n) mma_bf16(sums.of[m][n], a, b[n].x, b[n].y);
+      }
+      if constexpr (FINE) {
+        const int k = chunk * CHUNK_K + 16 * j + 16;
+        if (j == 7 || k % group == 0) {
+          const int last = (k < p.columns ? k : p.columns) - 1;
+          flush(total, sums, *(const Vec2*)(scales + (long long)(last / group) * 64));
+        }
+      }
+    }
+    if (Codes<BITS>::GROUPED && !FINE && group) flush(total, sums, four);
+  }
+}
+
+// All of one item but the end: partial sums of each warp to shared memory.
+template <int BITS, int NT>
+DEVICE void add_item(const Problem& p, const Place& place, const Tile& tile, long long end, Producer& producer, int& taken,
+                     const Shared& shared, Staged& staged) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+  const Part* part = place.part;
+  const int padded = p.chunks * CHUNK_K;
+  const bool fits = tile.rows * (padded * 2 + X_PAD) <= X_BYTES;
+  const int slice = fits ? p.chunks : (X_BYTES / tile.rows - X_PAD) / (CHUNK_K * 2) / WARPS * WARPS;
+  const int stride = (slice * CHUNK_K) * 2 + X_PAD;
+  const bool known = fits && staged.tile == place.tile && staged.column == part->column && (staged.sums || BITS != 1);
+  Sums<NT> sums, total;
+  Sums<NT>::clear(sums);
+  Sums<NT>::clear(total);
+  float high = 0.f, all = 0.f;
+  for (int first = 0; first < p.chunks; first += slice) {
+    const int count = p.chunks - first < slice ? p.chunks - first : slice;
+    if (!known) {
+      if (first) sync_block();
+      stage_rows(p, tile, (const u16*)part->column, first * CHUNK_K, count * CHUNK_K, shared.xs, stride);
+      sync_block();
+      if (BITS == 1) sum_rows(tile, count * CHUNK_K, shared.xs, stride, warp, lane, high, all);
+    }
+    if (Codes<BITS>::GROUPED && part->group % CHUNK_K)
+      add_chunks<BITS, NT, Codes<BITS>::GROUPED>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
+                                                 place.block, sums, total);
+    else
+      add_chunks<BITS, NT, false>(p, end, producer, taken, shared, stride, tile.rows, first, count, part, place.block,
+                                  sums, total);
+  }
+  if (!known && BITS == 1) {
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) high += shuffle_xor(high, mask), all += shuffle_xor(all, mask);
+  }
+  const bool grouped = Codes<BITS>::GROUPED && part->group;
+  sync_block();  // the sums of the item before have been read
+  if (!known && BITS == 1 && lane == 0 && warp < tile.rows) shared.row_sums[warp] = float2{high, all};
+  staged = Staged{fits ? place.tile : -1, part->column, known ? staged.sums : BITS == 1};
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int n = 0; n < NT; ++n)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        shared.red[(warp * TILE_ROWS + n * 8 + 2 * t + (i & 1)) * RED_STRIDE + 16 * m + 8 * (i >> 1) + g] =
+            grouped ? total.of[m][n][i] : sums.of[m][n][i];
+  sync_block();
+}
+
+// Σ of the codes' part for one row and feature.
+DEVICE float add_warps(const Problem& p, const Part* part, const Shared& shared, int row, int n, int feature) {
+  float sum = 0.f;
+  const int warps = p.chunks < WARPS ? p.chunks : WARPS;
+  for (int w = 0; w < warps; ++w) sum += shared.red[(w * TILE_ROWS + row) * RED_STRIDE + n];
+  if (part->bits == 1) {
+    const float2 x = shared.row_sums[row];
+    sum = n & 8 ? 2.f * sum - x.y : sum - x.x;
+    return sum * half_to_float(((const u16*)part->scales)[feature]);
+  }
+  sum *= (float)(1 << part->bits);
+  return part->group ? sum : sum * half_to_float(((const u16*)part->scales)[feature]);
+}
+
+DEVICE void finish_item(const Problem& p, const Place& place, const Tile& tile, const Shared& shared, float old) {
+  const Part* part = place.part;
+  const int row = threadIdx.x / 32, n = threadIdx.x % 32, feature = place.block * BLOCK_N + n;
+  if (row >= tile.rows || feature >= part->n) return;
+  float sum = part->bits ? add_warps(p, part, shared, row, n, feature) : 0.f;
+  if (part->rank) {
+    const float* v = p.shrunk + ((long long)(tile.begin + row) * p.parts + place.index) * p.max_rank;
+    float low = 0.f;
+    for (int j = 0; j < part->rank; ++j)
+      low += v[j] * factor_value(part->left, part->factor, (long long)j * part->n + feature);
+    sum += low;
+  }
+  p.y[p.order[tile.begin + row] * p.ldy + part->begin + feature] = float_to_bf16(old + sum);
+}
+
+DEVICE float old_value(const Problem& p, const Place& place, const Tile& tile) {
+  const int row = threadIdx.x / 32, feature = place.block * BLOCK_N + threadIdx.x % 32;
+  if (row >= tile.rows || feature >= place.part->n) return 0.f;
+  return bf16_to_float(p.y[p.order[tile.begin + row] * p.ldy + place.part->begin + feature]);
+}
+
+}  // namespace
+
+// y bf16 [·, ldy], x bf16 [·, ldx] with ldx a multiple of 8 and x on 16 bytes; plan: see deltaserve/ops/group_plan.py; table:
+// Part [slots × parts]; shrunk fp32 [rows, parts, max_rank] of the kernel `shrink`, used by parts with a rank.
+extern "C" __global__ void __launch_bounds__(512, 1)
+    sbmm(u16* y, long long ldy, const u16* x, long long ldx, int columns, const int* plan, int max_tiles, const Part* table,
+         int parts, const float* shrunk, int max_rank) {
+  DYNAMIC_SHARED(memory);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const Problem p{y,   x,   table,   (const Tile*)(plan + PLAN_HEADER),      plan + PLAN_HEADER + 4 * max_tiles, shrunk,
+                  ldy, ldx, columns, (columns + CHUNK_K - 1) / CHUNK_K, parts, max_rank, plan[0]};
+  const Shared shared{memory + warp * STAGES * SLOT_BYTES, memory + RING_BYTES + RED_BYTES + SUM_BYTES,
+                      (float*)(memory + RING_BYTES), (float2*)(memory + RING_BYTES + RED_BYTES)};
+  long long end;
+  Place place = first_place(p, lane, end);
+  Producer producer{place, nullptr, nullptr, 0, 0, 0, 0, 0};
+  if (warp < p.chunks) Producer::open(producer, p, end, warp, lane);
+  for (int i = 0; i < STAGES; ++i) Producer::fetch(producer, p, end, shared.ring, warp, lane);
+  int taken = 0;
+  Staged staged{-1, 0, false};
+  while (place.at < end && place.tile < p.tile_count) {
+    const Tile tile = p.tiles[place.tile];
+    const float old = old_value(p, place, tile);
+    const int kind = place.part->bits * 2 + (tile.rows > 8);
+    switch (kind) {
+      case 2: add_item<1, 1>(p, place, tile, end, producer, taken, shared, staged); break;
+      case 3: add_item<1, 2>(p, place, tile, end, producer, taken, shared, staged); break;
+      case 4: add_item<2, 1>(p, place, tile, end, producer, taken, shared, staged); break;
+      case 5: add_item<2, 2>(p, place, tile, end, producer, taken, shared, staged); break;
+      case 6: add_item<3, 1>(p, place, tile, end, producer, taken, shared, staged); break;
+      case 7: add_item<3, 2>(p, place, tile, end, producer, taken, shared, staged); break;
+      case 8: add_item<4, 1>(p, place, tile, end, producer, taken, shared, staged); break;
+      case 9: add_item<4, 2>(p, place, tile, end, producer, taken, shared, staged); break;
+      default: break;
+    }
+    finish_item(p, place, tile, shared, old);
+    Place::next(p, place);
+  }
+}

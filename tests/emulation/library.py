@@ -1,0 +1,76 @@
+"""The kernels on the host: the same sources, compiled with g++ against device.h, behind the interface of CudaKernels."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from deltaserve.ops.kernel_library import Argument, as_number
+from deltaserve.ops.kernel_source import kernel_source
+
+HEADER = Path(__file__).with_name("device.h")
+FLAGS = ("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-strict-aliasing", "-ffp-contract=off", "-Wno-unknown-pragmas")
+
+
+class EmulationError(Exception):
+    """A kernel did what would fail, hang or race on a GPU."""
+
+
+class EmulatedKernels:
+    """Few blocks instead of one for each multiprocessor, so that each takes several items and rings run across them."""
+
+    def __init__(self, multiprocessors: int = 3) -> None:
+        self.device = torch.device("cpu")
+        self.multiprocessors = multiprocessors
+        self._kernels: dict[str, _EmulatedKernel] = {}
+
+    def get(self, name: str) -> _EmulatedKernel:
+        if name not in self._kernels:
+            self._kernels[name] = _EmulatedKernel(compiled(name))
+        return self._kernels[name]
+
+
+class _EmulatedKernel:
+    def __init__(self, library: Path) -> None:
+        self._launch = ctypes.CDLL(str(library)).emulate
+        self._launch.restype = ctypes.c_char_p
+
+    def __call__(self, grid: int, threads: int, shared_bytes: int, arguments: Sequence[Argument]) -> None:
+        numbers = [as_number(argument).reshape(1) for argument in arguments]
+        values = (ctypes.c_void_p * len(numbers))(*(number.ctypes.data for number in numbers))
+        seed = ctypes.c_uint(random.getrandbits(32))
+        failed = self._launch(values, len(numbers), grid, threads, ctypes.c_size_t(shared_bytes), seed)
+        if failed:
+            raise EmulationError(failed.decode())
+
+
+def compiled(name: str) -> Path:
+    """Returns the shared library of a kernel, compiled once for the same sources."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no g++: kernels cannot be emulated, and are NOT tested here")
+    text = f'{kernel_source(name)}\nEMULATE({name})\n'
+    return compile_text(compiler, text, name)
+
+
+def compile_text(compiler: str, text: str, name: str) -> Path:
+    key = hashlib.sha256("\n".join([text, HEADER.read_text(), *FLAGS]).encode()).hexdigest()[:20]
+    target = Path(tempfile.gettempdir()) / "deltaserve-emulation" / f"{name}-{key}.so"
+    if not target.is_file():
+        target.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            source, fresh = Path(folder, f"{name}.cpp"), Path(folder, f"{name}.so")
+            source.write_text(text)
+            command = [compiler, *FLAGS, "-include", str(HEADER), "-o", str(fresh), str(source)]
+            subprocess.run(command, check=True)
+            fresh.replace(target)
+    return target
