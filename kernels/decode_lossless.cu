@@ -15,7 +15,7 @@ constexpr u32 STATE_MIN = 1u << 15;
 }  // namespace
 
 // What one thread block does; deltaserve/ops/decode_lossless.py writes it. 64 bytes.
-struct alignas(16) DecodeJob {
+struct alignas(8) DecodeJob {
   const u8* table;   // packed frequencies; 0: the byte-plane is raw, `words` are its bytes
   const u32* ends;   // of all the stream's blocks
   const u32* states;

@@ -8,7 +8,8 @@
 //   …     │        │        │      │   32       │ w0 │ w1 │ w2 │       │ w15│ w0 │ …    packed units, each warp's through a ring of
 //  row 15 ├────────┼────────┼── … ─┤   features └────┴────┴────┴── … ──┴────┴────┘      its own (cp.async, STAGES × 512 bytes)
 //
-//   every warp: 2 m-tiles × NT n-tiles of fp32 accumulators over its chunks; then 16 partial sums are added in order.
+//   every warp: 2 m-tiles × NT n-tiles of fp32 accumulators over its chunks; then 16 partial sums are added in order. There is room
+//   for partial sums of 16 (item, row) pairs, so a run of 16 items of one row, … one of 16 rows is finished at once.
 //
 // Rings run on across items, so that memory never waits for the end of one. What is added in which order depends on K and codec
 // alone, never on other rows or deltas of the batch: a request's results do not change with its neighbours.
@@ -48,7 +49,7 @@ struct Problem {
 struct Place {
   const Part* part;
   int tile, index, block;  // index: of the part in its slot
-  long long at;            // cost of all items before
+  int at;                  // cost of all items before
 
   DEVICE void settle(const Problem& p, Place& s) {  // to the next part that has blocks left
     while (s.tile < p.tile_count && s.block >= s.part->blocks) {
@@ -61,15 +62,15 @@ struct Place {
     }
   }
 
-  DEVICE void next(const Problem& p, Place& s) {
-    s.at += s.part->cost;
-    ++s.block;
+  DEVICE void advance(const Problem& p, Place& s, int items) {
+    s.at += items * s.part->cost;
+    s.block += items;
     settle(p, s);
   }
 };
 
 // Returns the first item at or after this block's share of the total cost, and where the share ends.
-DEVICE Place first_place(const Problem& p, int lane, long long& end) {
+DEVICE Place first_place(const Problem& p, int lane, int& end) {
   constexpr int PER_LANE = MAX_TILES / 32;
   int cost[PER_LANE];
   int sum = 0;
@@ -86,8 +87,8 @@ DEVICE Place first_place(const Problem& p, int lane, long long& end) {
     if (lane >= by) upto += other;
   }
   const long long total = shuffle(upto, 31);
-  const long long begin = total * blockIdx.x / gridDim.x;
-  end = total * (blockIdx.x + 1) / gridDim.x;
+  const int begin = (int)(total * blockIdx.x / gridDim.x);
+  end = (int)(total * (blockIdx.x + 1) / gridDim.x);
   int tile = -1, before = upto - sum, found = 0;
 #pragma unroll
   for (int i = 0; i < PER_LANE; ++i) {
@@ -105,13 +106,8 @@ DEVICE Place first_place(const Problem& p, int lane, long long& end) {
   Place s{p.table + (long long)p.tiles[tile].slot * p.parts, tile, 0, 0, found};
   Place::settle(p, s);
   while (s.tile < p.tile_count && s.at < begin) {
-    const int cost_of_one = s.part->cost;
-    const long long skip = (begin - s.at + cost_of_one - 1) / cost_of_one;
-    const int left = s.part->blocks - s.block;
-    const int taken = skip < left ? (int)skip : left;
-    s.at += (long long)taken * cost_of_one;
-    s.block += taken;
-    Place::settle(p, s);
+    const int skip = (begin - s.at + s.part->cost - 1) / s.part->cost, left = s.part->blocks - s.block;
+    Place::advance(p, s, skip < left ? skip : left);
   }
   return s;
 }
@@ -119,40 +115,54 @@ DEVICE Place first_place(const Problem& p, int lane, long long& end) {
 // Fills a warp's ring, units ahead of the warp's own arithmetic.
 struct Producer {
   Place place;
-  const u8* address;  // of the next unit, this lane's 16 bytes
-  const u8* scales;   // of the block, this lane's 16 bytes of the 64 of a group
-  int chunk, unit, bits, group, slot;
+  const u8* block;    // this lane's 16 bytes of the warp's first unit of the block
+  const u8* address;  // … of the next unit
+  const u8* scales;   // … of the 64 of the block's first group
+  int chunk, unit, bits, group, groups, cost, blocks, slot;
 
-  DEVICE void open(Producer& s, const Problem& p, long long end, int warp, int lane) {  // the place's first unit
-    while (s.place.at < end && s.place.tile < p.tile_count && s.place.part->bits == 0) Place::next(p, s.place);
-    if (s.place.tile >= p.tile_count || s.place.at >= end) {
-      s.bits = 0;
-      return;
-    }
+  DEVICE void open(Producer& s, const Problem& p, int end, int warp, int lane) {  // the place's first unit
+    while (s.place.at < end && s.place.tile < p.tile_count && s.place.part->bits == 0) Place::advance(p, s.place, 1);
+    s.bits = 0;
+    if (s.place.tile >= p.tile_count || s.place.at >= end) return;
     const Part* part = s.place.part;
     s.bits = part->bits;
-    s.group = part->group;
+    s.group = part->group % CHUNK_K ? 0 : part->group;
+    s.groups = part->groups;
+    s.cost = part->cost;
+    s.blocks = part->blocks;
     s.chunk = warp;
     s.unit = 0;
-    s.address = (const u8*)part->codes + ((long long)s.place.block * p.chunks + warp) * s.bits * UNIT_BYTES + lane * 16;
+    s.block = (const u8*)part->codes + ((long long)s.place.block * p.chunks + warp) * s.bits * UNIT_BYTES + lane * 16;
     s.scales = (const u8*)part->scales + (long long)s.place.block * part->groups * 64 + lane * 16;
+    s.address = s.block;
   }
 
-  DEVICE void fetch(Producer& s, const Problem& p, long long end, u8* ring, int warp, int lane) {
+  DEVICE void next_block(Producer& s, const Problem& p, int end, int warp, int lane) {
+    if (s.place.block + 1 < s.blocks && s.place.at + s.cost < end) {
+      ++s.place.block;
+      s.place.at += s.cost;
+      s.chunk = warp;
+      s.block += (long long)p.chunks * s.bits * UNIT_BYTES;
+      s.scales += s.groups * 64;
+      s.address = s.block;
+    } else {
+      Place::advance(p, s.place, 1);
+      open(s, p, end, warp, lane);
+    }
+  }
+
+  DEVICE void fetch(Producer& s, const Problem& p, int end, u8* ring, int warp, int lane) {
     if (s.bits) {
       u8* target = ring + s.slot * SLOT_BYTES;
       copy_async(target + lane * 16, s.address);
-      if (s.unit == 0 && s.group && s.group % CHUNK_K == 0 && lane < 4)
+      if (s.group && s.unit == 0 && lane < 4)
         copy_async(target + UNIT_BYTES + lane * 16, s.scales + (long long)(s.chunk * CHUNK_K / s.group) * 64);
       s.address += UNIT_BYTES;
       if (++s.unit == s.bits) {
         s.unit = 0;
         s.chunk += WARPS;
-        s.address += (long long)(WARPS - 1) * s.bits * UNIT_BYTES;
-        if (s.chunk >= p.chunks) {
-          Place::next(p, s.place);
-          open(s, p, end, warp, lane);
-        }
+        s.address += (WARPS - 1) * s.bits * UNIT_BYTES;
+        if (s.chunk >= p.chunks) next_block(s, p, end, warp, lane);
       }
     }
     commit_group();  // empty ones too: waiting counts groups
@@ -239,7 +249,7 @@ DEVICE void flush(Sums<NT>& total, Sums<NT>& sums, Vec2 four) {
 
 // This warp's chunks first … first + count − 1 of an item. FINE: groups that end within a chunk.
 template <int BITS, int NT, bool FINE>
-DEVICE void add_chunks(const Problem& p, long long end, Producer& producer, int& taken, const Shared& shared, int stride,
+DEVICE void add_chunks(const Problem& p, int end, Producer& producer, int& taken, const Shared& shared, int stride,
                        int rows, int first, int count, const Part* part, int block, Sums<NT>& sums, Sums<NT>& total) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
   const typename Codes<BITS>::Constants constants = Codes<BITS>::constants(part->zero2);
@@ -293,88 +303,117 @@ DEVICE void add_chunks(const Problem& p, long long end, Producer& producer, int&
   }
 }
 
-// All of one item but the end: partial sums of each warp to shared memory.
+// Consecutive items of one part and tile that are finished together.
+struct Run {
+  int items, row_room;  // row_room: 1, 2, 4, 8 or 16, at least the tile's rows
+};
+
+DEVICE bool fits(const Problem& p, const Tile& tile) { return tile.rows * (p.chunks * CHUNK_K * 2 + X_PAD) <= X_BYTES; }
+
+DEVICE Run run_at(const Problem& p, const Place& place, const Tile& tile, int end) {
+  Run run{1, 1};
+  while (run.row_room < tile.rows) run.row_room *= 2;
+  if (!fits(p, tile)) return run;
+  const int room = TILE_ROWS / run.row_room, left = place.part->blocks - place.block;
+  const int share = (end - place.at + place.part->cost - 1) / place.part->cost;
+  run.items = room < left ? room : left;
+  run.items = run.items < share ? run.items : share;
+  return run;
+}
+
+// All of a run but the end: partial sums of each warp to shared memory.
 template <int BITS, int NT>
-DEVICE void add_item(const Problem& p, const Place& place, const Tile& tile, long long end, Producer& producer, int& taken,
-                     const Shared& shared, Staged& staged) {
+DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, const Run& run, int end, Producer& producer,
+                    int& taken, const Shared& shared, Staged& staged) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
   const Part* part = place.part;
-  const int padded = p.chunks * CHUNK_K;
-  const bool fits = tile.rows * (padded * 2 + X_PAD) <= X_BYTES;
-  const int slice = fits ? p.chunks : (X_BYTES / tile.rows - X_PAD) / (CHUNK_K * 2) / WARPS * WARPS;
+  const bool whole = fits(p, tile);
+  const int slice = whole ? p.chunks : (X_BYTES / tile.rows - X_PAD) / (CHUNK_K * 2) / WARPS * WARPS;
   const int stride = (slice * CHUNK_K) * 2 + X_PAD;
-  const bool known = fits && staged.tile == place.tile && staged.column == part->column && (staged.sums || BITS != 1);
-  Sums<NT> sums, total;
-  Sums<NT>::clear(sums);
-  Sums<NT>::clear(total);
-  float high = 0.f, all = 0.f;
-  for (int first = 0; first < p.chunks; first += slice) {
-    const int count = p.chunks - first < slice ? p.chunks - first : slice;
-    if (!known) {
-      if (first) sync_block();
-      stage_rows(p, tile, (const u16*)part->column, first * CHUNK_K, count * CHUNK_K, shared.xs, stride);
-      sync_block();
-      if (BITS == 1) sum_rows(tile, count * CHUNK_K, shared.xs, stride, warp, lane, high, all);
-    }
-    if (Codes<BITS>::GROUPED && part->group % CHUNK_K)
-      add_chunks<BITS, NT, Codes<BITS>::GROUPED>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
-                                                 place.block, sums, total);
-    else
-      add_chunks<BITS, NT, false>(p, end, producer, taken, shared, stride, tile.rows, first, count, part, place.block,
-                                  sums, total);
-  }
-  if (!known && BITS == 1) {
-#pragma unroll
-    for (int mask = 16; mask; mask /= 2) high += shuffle_xor(high, mask), all += shuffle_xor(all, mask);
-  }
+  const bool known = whole && staged.tile == place.tile && staged.column == part->column && (staged.sums || BITS != 1);
   const bool grouped = Codes<BITS>::GROUPED && part->group;
-  sync_block();  // the sums of the item before have been read
-  if (!known && BITS == 1 && lane == 0 && warp < tile.rows) shared.row_sums[warp] = float2{high, all};
-  staged = Staged{fits ? place.tile : -1, part->column, known ? staged.sums : BITS == 1};
+  float high = 0.f, all = 0.f;
+  for (int item = 0; item < run.items; ++item) {
+    Sums<NT> sums, total;
+    Sums<NT>::clear(sums);
+    Sums<NT>::clear(total);
+    for (int first = 0; first < p.chunks; first += slice) {
+      const int count = p.chunks - first < slice ? p.chunks - first : slice;
+      if (!known && item == 0) {
+        if (first) sync_block();
+        stage_rows(p, tile, (const u16*)part->column, first * CHUNK_K, count * CHUNK_K, shared.xs, stride);
+        sync_block();
+        if (BITS == 1) sum_rows(tile, count * CHUNK_K, shared.xs, stride, warp, lane, high, all);
+      }
+      if (Codes<BITS>::GROUPED && part->group % CHUNK_K)
+        add_chunks<BITS, NT, Codes<BITS>::GROUPED>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
+                                                   place.block + item, sums, total);
+      else
+        add_chunks<BITS, NT, false>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
+                                    place.block + item, sums, total);
+    }
+    if (item == 0) {
+      if (!known && BITS == 1) {
 #pragma unroll
-  for (int m = 0; m < 2; ++m)
+        for (int mask = 16; mask; mask /= 2) high += shuffle_xor(high, mask), all += shuffle_xor(all, mask);
+      }
+      sync_block();  // the sums of the run before have been read
+      if (!known && BITS == 1 && lane == 0 && warp < tile.rows) shared.row_sums[warp] = float2{high, all};
+    }
 #pragma unroll
     for (int n = 0; n < NT; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        shared.red[(warp * TILE_ROWS + n * 8 + 2 * t + (i & 1)) * RED_STRIDE + 16 * m + 8 * (i >> 1) + g] =
-            grouped ? total.of[m][n][i] : sums.of[m][n][i];
+      for (int i = 0; i < 4; ++i) {
+        const int row = n * 8 + 2 * t + (i & 1);
+        float* line = shared.red + (warp * TILE_ROWS + item * run.row_room + row) * RED_STRIDE + 8 * (i >> 1) + g;
+        if (row < run.row_room) {
+          line[0] = grouped ? total.of[0][n][i] : sums.of[0][n][i];
+          line[16] = grouped ? total.of[1][n][i] : sums.of[1][n][i];
+        }
+      }
+  }
+  staged = Staged{whole ? place.tile : -1, part->column, known ? staged.sums : BITS == 1};
   sync_block();
 }
 
-// Σ of the codes' part for one row and feature.
-DEVICE float add_warps(const Problem& p, const Part* part, const Shared& shared, int row, int n, int feature) {
+// What one thread finishes of a run: a feature of a row.
+struct Output {
+  int row, block, feature;
+  bool mine;
+  u16* y;
+};
+
+DEVICE Output output_of(const Problem& p, const Place& place, const Tile& tile, const Run& run) {
+  const int line = threadIdx.x / 32, item = line / run.row_room;
+  Output out;
+  out.row = line - item * run.row_room;
+  out.feature = (place.block + item) * BLOCK_N + threadIdx.x % 32;
+  out.mine = item < run.items && out.row < tile.rows && out.feature < place.part->n;
+  out.y = out.mine ? p.y + p.order[tile.begin + out.row] * p.ldy + place.part->begin + out.feature : p.y;
+  return out;
+}
+
+// Σ of the codes' part.
+DEVICE float add_warps(const Problem& p, const Part* part, const Shared& shared, const Output& out) {
+  const int n = threadIdx.x % 32, warps = p.chunks < WARPS ? p.chunks : WARPS;
   float sum = 0.f;
-  const int warps = p.chunks < WARPS ? p.chunks : WARPS;
-  for (int w = 0; w < warps; ++w) sum += shared.red[(w * TILE_ROWS + row) * RED_STRIDE + n];
+  for (int w = 0; w < warps; ++w) sum += shared.red[(w * TILE_ROWS + threadIdx.x / 32) * RED_STRIDE + n];
+  const u16* scales = (const u16*)part->scales;
   if (part->bits == 1) {
-    const float2 x = shared.row_sums[row];
-    sum = n & 8 ? 2.f * sum - x.y : sum - x.x;
-    return sum * half_to_float(((const u16*)part->scales)[feature]);
+    const float2 x = shared.row_sums[out.row];
+    return (n & 8 ? 2.f * sum - x.y : sum - x.x) * half_to_float(scales[out.feature]);
   }
   sum *= (float)(1 << part->bits);
-  return part->group ? sum : sum * half_to_float(((const u16*)part->scales)[feature]);
+  return part->group ? sum : sum * half_to_float(scales[out.feature]);
 }
 
-DEVICE void finish_item(const Problem& p, const Place& place, const Tile& tile, const Shared& shared, float old) {
+DEVICE float times_left(const Problem& p, const Place& place, const Tile& tile, const Output& out) {
   const Part* part = place.part;
-  const int row = threadIdx.x / 32, n = threadIdx.x % 32, feature = place.block * BLOCK_N + n;
-  if (row >= tile.rows || feature >= part->n) return;
-  float sum = part->bits ? add_warps(p, part, shared, row, n, feature) : 0.f;
-  if (part->rank) {
-    const float* v = p.shrunk + ((long long)(tile.begin + row) * p.parts + place.index) * p.max_rank;
-    float low = 0.f;
-    for (int j = 0; j < part->rank; ++j)
-      low += v[j] * factor_value(part->left, part->factor, (long long)j * part->n + feature);
-    sum += low;
-  }
-  p.y[p.order[tile.begin + row] * p.ldy + part->begin + feature] = float_to_bf16(old + sum);
-}
-
-DEVICE float old_value(const Problem& p, const Place& place, const Tile& tile) {
-  const int row = threadIdx.x / 32, feature = place.block * BLOCK_N + threadIdx.x % 32;
-  if (row >= tile.rows || feature >= place.part->n) return 0.f;
-  return bf16_to_float(p.y[p.order[tile.begin + row] * p.ldy + place.part->begin + feature]);
+  const float* v = p.shrunk + ((long long)(tile.begin + out.row) * p.parts + place.index) * p.max_rank;
+  float sum = 0.f;
+  for (int j = 0; j < part->rank; ++j)
+    sum += v[j] * factor_value(part->left, part->factor, (long long)j * part->n + out.feature);
+  return sum;
 }
 
 }  // namespace
@@ -390,29 +429,34 @@ extern "C" __global__ void __launch_bounds__(512, 1)
                   ldy, ldx, columns, (columns + CHUNK_K - 1) / CHUNK_K, parts, max_rank, plan[0]};
   const Shared shared{memory + warp * STAGES * SLOT_BYTES, memory + RING_BYTES + RED_BYTES + SUM_BYTES,
                       (float*)(memory + RING_BYTES), (float2*)(memory + RING_BYTES + RED_BYTES)};
-  long long end;
+  int end;
   Place place = first_place(p, lane, end);
-  Producer producer{place, nullptr, nullptr, 0, 0, 0, 0, 0};
+  Producer producer{place, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0, 0, 0, 0};
   if (warp < p.chunks) Producer::open(producer, p, end, warp, lane);
   for (int i = 0; i < STAGES; ++i) Producer::fetch(producer, p, end, shared.ring, warp, lane);
   int taken = 0;
   Staged staged{-1, 0, false};
   while (place.at < end && place.tile < p.tile_count) {
     const Tile tile = p.tiles[place.tile];
-    const float old = old_value(p, place, tile);
-    const int kind = place.part->bits * 2 + (tile.rows > 8);
-    switch (kind) {
-      case 2: add_item<1, 1>(p, place, tile, end, producer, taken, shared, staged); break;
-      case 3: add_item<1, 2>(p, place, tile, end, producer, taken, shared, staged); break;
-      case 4: add_item<2, 1>(p, place, tile, end, producer, taken, shared, staged); break;
-      case 5: add_item<2, 2>(p, place, tile, end, producer, taken, shared, staged); break;
-      case 6: add_item<3, 1>(p, place, tile, end, producer, taken, shared, staged); break;
-      case 7: add_item<3, 2>(p, place, tile, end, producer, taken, shared, staged); break;
-      case 8: add_item<4, 1>(p, place, tile, end, producer, taken, shared, staged); break;
-      case 9: add_item<4, 2>(p, place, tile, end, producer, taken, shared, staged); break;
+    const Run run = run_at(p, place, tile, end);
+    const Output out = output_of(p, place, tile, run);
+    const float old = out.mine ? bf16_to_float(*out.y) : 0.f;
+    switch (place.part->bits * 2 + (tile.rows > 8)) {
+      case 2: add_run<1, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
+      case 3: add_run<1, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
+      case 4: add_run<2, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
+      case 5: add_run<2, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
+      case 6: add_run<3, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
+      case 7: add_run<3, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
+      case 8: add_run<4, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
+      case 9: add_run<4, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
       default: break;
     }
-    finish_item(p, place, tile, shared, old);
-    Place::next(p, place);
+    if (out.mine) {
+      float sum = place.part->bits ? add_warps(p, place.part, shared, out) : 0.f;
+      if (place.part->rank) sum += times_left(p, place, tile, out);
+      *out.y = float_to_bf16(old + sum);
+    }
+    Place::advance(p, place, run.items);
   }
 }

@@ -8,7 +8,7 @@ import random
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,18 +28,19 @@ class EmulationError(Exception):
 class EmulatedKernels:
     """Few blocks instead of one for each multiprocessor, so that each takes several items and rings run across them."""
 
-    def __init__(self, multiprocessors: int = 3) -> None:
+    def __init__(self, multiprocessors: int = 3, defines: Mapping[str, int] | None = None) -> None:
         self.device = torch.device("cpu")
         self.multiprocessors = multiprocessors
-        self._kernels: dict[str, _EmulatedKernel] = {}
+        self._defines = dict(defines or {})
+        self._kernels: dict[str, EmulatedKernel] = {}
 
-    def get(self, name: str) -> _EmulatedKernel:
+    def get(self, name: str) -> EmulatedKernel:
         if name not in self._kernels:
-            self._kernels[name] = _EmulatedKernel(compiled(name))
+            self._kernels[name] = EmulatedKernel(compiled(name, self._defines))
         return self._kernels[name]
 
 
-class _EmulatedKernel:
+class EmulatedKernel:
     def __init__(self, library: Path) -> None:
         self._launch = ctypes.CDLL(str(library)).emulate
         self._launch.restype = ctypes.c_char_p
@@ -53,16 +54,17 @@ class _EmulatedKernel:
             raise EmulationError(failed.decode())
 
 
-def compiled(name: str) -> Path:
+def compiled(name: str, defines: Mapping[str, int]) -> Path:
     """Returns the shared library of a kernel, compiled once for the same sources."""
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no g++: kernels cannot be emulated, and are NOT tested here")
-    text = f'{kernel_source(name)}\nEMULATE({name})\n'
-    return compile_text(compiler, text, name)
+    macros = "".join(f"#define {macro} {value}\n" for macro, value in defines.items())
+    return compile_text(compiler, f"{macros}{kernel_source(name)}\nEMULATE({name})\n", name)
 
 
 def compile_text(compiler: str, text: str, name: str) -> Path:
+    """Compiles what defines a kernel and EMULATEs it."""
     key = hashlib.sha256("\n".join([text, HEADER.read_text(), *FLAGS]).encode()).hexdigest()[:20]
     target = Path(tempfile.gettempdir()) / "deltaserve-emulation" / f"{name}-{key}.so"
     if not target.is_file():
