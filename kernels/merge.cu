@@ -13,11 +13,19 @@ struct Target {
   int columns, base_rows;
 };
 
-DEVICE float low_rank(const Part* part, int feature, int columns, int k) {
-  float sum = 0.f;
-  for (int j = 0; j < part->rank; ++j)
-    sum += factor_value(part->left, part->factor, (long long)j * part->n + feature) *
-           factor_value(part->right, part->factor, (long long)j * columns + k);
+struct Four {
+  float v[4];
+};
+
+// left · right of a feature at columns k … k + 3. Never inlined: it would be at every step of every unrolled loop.
+NO_INLINE Four low_rank(const Part* part, int feature, int columns, int k) {
+  Four sum{{0.f, 0.f, 0.f, 0.f}};
+  for (int j = 0; j < part->rank; ++j) {
+    const float left = factor_value(part->left, part->factor, (long long)j * part->n + feature);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      sum.v[i] += left * factor_value(part->right, part->factor, (long long)j * columns + k + i);
+  }
   return sum;
 }
 
@@ -60,14 +68,15 @@ DEVICE void merge_chunk(const Target& to, const Part* part, int block, int chunk
         Vec2 old{0, 0};
         if (feature < to.base_rows) old = *(const Vec2*)(to.base + feature * to.ldb + k);
         const float scale = BITS ? scale_of(part, feature, k) : 0.f;
+        Four low{{0.f, 0.f, 0.f, 0.f}};
+        if (part->rank) low = low_rank(part, feature, to.columns, k);
         u16 merged[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const u32 two = i < 2 ? old.x : old.y;
           float delta = 0.f;
           if constexpr (BITS > 0) delta = code_value<BITS>(w, part, m, j, odd + 2 * (i >> 1), i & 1, k + i) * scale;
-          if (part->rank) delta += low_rank(part, feature, to.columns, k + i);
-          merged[i] = float_to_bf16(bf16_to_float((u16)(i & 1 ? two >> 16 : two)) + delta);
+          merged[i] = float_to_bf16(bf16_to_float((u16)(i & 1 ? two >> 16 : two)) + (delta + low.v[i]));
         }
         *(Vec2*)(to.out + feature * to.ldo + k) = Vec2{pack2(merged[0], merged[1]), pack2(merged[2], merged[3])};
       }

@@ -17,6 +17,7 @@ struct alignas(8) Vec2 {
 };
 
 #define DEVICE static __device__ __forceinline__
+#define NO_INLINE static __device__ __noinline__
 
 // D[16 × 8] += A[16 × 16] · B[16 × 8], bf16 in, fp32 accumulators. Lane l = 4g + t holds
 //   a0 = A[g][2t, 2t+1]  a1 = A[g+8][2t, 2t+1]  a2 = A[g][2t+8, 2t+9]  a3 = A[g+8][2t+8, 2t+9]

@@ -31,6 +31,7 @@ typedef unsigned long long u64;
 #define __global__
 #define __launch_bounds__(...)
 #define DEVICE static inline
+#define NO_INLINE static
 #define DYNAMIC_SHARED(name) u8* name = emulation::block.shared
 
 struct alignas(16) Vec4 {
