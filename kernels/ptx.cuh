@@ -61,9 +61,20 @@ DEVICE u32 in_register(u32 c) {
 
 DEVICE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
+#ifndef L2_PREFETCH
+#define L2_PREFETCH 128  // bytes that a copy brings to L2 at once
+#endif
+#if L2_PREFETCH == 256
+#define L2_HINT ".L2::256B"
+#elif L2_PREFETCH == 128
+#define L2_HINT ".L2::128B"
+#else
+#define L2_HINT ""
+#endif
+
 // 16 bytes from global to shared memory, past L1; complete after wait_groups.
 DEVICE void copy_async(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+  asm volatile("cp.async.cg.shared.global" L2_HINT " [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
 DEVICE void commit_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int PENDING>

@@ -13,162 +13,9 @@
 //
 // Rings run on across items, so that memory never waits for the end of one. What is added in which order depends on K and codec
 // alone, never on other rows or deltas of the batch: a request's results do not change with its neighbours.
-#include "layout.cuh"
-
-#ifndef STAGES
-#define STAGES 6
-#endif
-#ifndef X_BYTES
-#define X_BYTES 135168
-#endif
+#include "schedule.cuh"
 
 namespace {
-
-constexpr int WARPS = 16;
-constexpr int THREADS = 32 * WARPS;
-constexpr int SLOT_BYTES = UNIT_BYTES + 64;  // a unit, and 32 scales
-constexpr int RED_STRIDE = 36;               // floats between rows of partial sums: no bank twice
-constexpr int X_PAD = 32;                    // bytes after each row of x: rows of a quarter warp fall into different banks
-constexpr int RING_BYTES = WARPS * STAGES * SLOT_BYTES;
-constexpr int RED_BYTES = WARPS * TILE_ROWS * RED_STRIDE * 4;
-constexpr int SUM_BYTES = TILE_ROWS * 8;
-static_assert(STAGES > 4, "a chunk of four units must fit with one to spare");
-
-struct Problem {
-  u16* y;
-  const u16* x;
-  const Part* table;
-  const Tile* tiles;
-  const int* order;
-  const float* shrunk;
-  long long ldy, ldx;
-  int columns, chunks, parts, max_rank, tile_count;
-};
-
-// Place in the list of all items, which is ordered by tile, part and block and never written down.
-struct Place {
-  const Part* part;
-  int tile, index, block;  // index: of the part in its slot
-  int at;                  // cost of all items before
-
-  DEVICE void settle(const Problem& p, Place& s) {  // to the next part that has blocks left
-    while (s.tile < p.tile_count && s.block >= s.part->blocks) {
-      s.block = 0;
-      ++s.part;
-      if (++s.index == p.parts) {
-        s.index = 0;
-        if (++s.tile < p.tile_count) s.part = p.table + (long long)p.tiles[s.tile].slot * p.parts;
-      }
-    }
-  }
-
-  DEVICE void advance(const Problem& p, Place& s, int items) {
-    s.at += items * s.part->cost;
-    s.block += items;
-    settle(p, s);
-  }
-};
-
-// Returns the first item at or after this block's share of the total cost, and where the share ends.
-DEVICE Place first_place(const Problem& p, int lane, int& end) {
-  constexpr int PER_LANE = MAX_TILES / 32;
-  int cost[PER_LANE];
-  int sum = 0;
-#pragma unroll
-  for (int i = 0; i < PER_LANE; ++i) {
-    const int tile = lane * PER_LANE + i;
-    cost[i] = tile < p.tile_count ? p.table[(long long)p.tiles[tile].slot * p.parts].slot_cost : 0;
-    sum += cost[i];
-  }
-  int upto = sum;
-#pragma unroll
-  for (int by = 1; by < 32; by *= 2) {
-    const int other = shuffle_up(upto, by);
-    if (lane >= by) upto += other;
-  }
-  const long long total = shuffle(upto, 31);
-  const int begin = (int)(total * blockIdx.x / gridDim.x);
-  end = (int)(total * (blockIdx.x + 1) / gridDim.x);
-  int tile = -1, before = upto - sum, found = 0;
-#pragma unroll
-  for (int i = 0; i < PER_LANE; ++i) {
-    if (begin >= before && begin < before + cost[i]) tile = lane * PER_LANE + i, found = before;
-    before += cost[i];
-  }
-  const u32 who = ballot_warp(tile >= 0);
-  if (begin >= end || who == 0) {
-    end = 0;
-    return Place{p.table, p.tile_count, 0, 0, 0};
-  }
-  const int owner = count_bits((who & (0u - who)) - 1);
-  tile = shuffle(tile, owner);
-  found = shuffle(found, owner);
-  Place s{p.table + (long long)p.tiles[tile].slot * p.parts, tile, 0, 0, found};
-  Place::settle(p, s);
-  while (s.tile < p.tile_count && s.at < begin) {
-    const int skip = (begin - s.at + s.part->cost - 1) / s.part->cost, left = s.part->blocks - s.block;
-    Place::advance(p, s, skip < left ? skip : left);
-  }
-  return s;
-}
-
-// Fills a warp's ring, units ahead of the warp's own arithmetic.
-struct Producer {
-  Place place;
-  const u8* block;    // this lane's 16 bytes of the warp's first unit of the block
-  const u8* address;  // … of the next unit
-  const u8* scales;   // … of the 64 of the block's first group
-  int chunk, unit, bits, group, groups, cost, blocks, slot;
-
-  DEVICE void open(Producer& s, const Problem& p, int end, int warp, int lane) {  // the place's first unit
-    while (s.place.at < end && s.place.tile < p.tile_count && s.place.part->bits == 0) Place::advance(p, s.place, 1);
-    s.bits = 0;
-    if (s.place.tile >= p.tile_count || s.place.at >= end) return;
-    const Part* part = s.place.part;
-    s.bits = part->bits;
-    s.group = part->group % CHUNK_K ? 0 : part->group;
-    s.groups = part->groups;
-    s.cost = part->cost;
-    s.blocks = part->blocks;
-    s.chunk = warp;
-    s.unit = 0;
-    s.block = (const u8*)part->codes + ((long long)s.place.block * p.chunks + warp) * s.bits * UNIT_BYTES + lane * 16;
-    s.scales = (const u8*)part->scales + (long long)s.place.block * part->groups * 64 + lane * 16;
-    s.address = s.block;
-  }
-
-  DEVICE void next_block(Producer& s, const Problem& p, int end, int warp, int lane) {
-    if (s.place.block + 1 < s.blocks && s.place.at + s.cost < end) {
-      ++s.place.block;
-      s.place.at += s.cost;
-      s.chunk = warp;
-      s.block += (long long)p.chunks * s.bits * UNIT_BYTES;
-      s.scales += s.groups * 64;
-      s.address = s.block;
-    } else {
-      Place::advance(p, s.place, 1);
-      open(s, p, end, warp, lane);
-    }
-  }
-
-  DEVICE void fetch(Producer& s, const Problem& p, int end, u8* ring, int warp, int lane) {
-    if (s.bits) {
-      u8* target = ring + s.slot * SLOT_BYTES;
-      copy_async(target + lane * 16, s.address);
-      if (s.group && s.unit == 0 && lane < 4)
-        copy_async(target + UNIT_BYTES + lane * 16, s.scales + (long long)(s.chunk * CHUNK_K / s.group) * 64);
-      s.address += UNIT_BYTES;
-      if (++s.unit == s.bits) {
-        s.unit = 0;
-        s.chunk += WARPS;
-        s.address += (WARPS - 1) * s.bits * UNIT_BYTES;
-        if (s.chunk >= p.chunks) next_block(s, p, end, warp, lane);
-      }
-    }
-    commit_group();  // empty ones too: waiting counts groups
-    s.slot = s.slot == STAGES - 1 ? 0 : s.slot + 1;
-  }
-};
 
 struct Shared {
   u8 *ring, *xs;
@@ -206,14 +53,37 @@ DEVICE void stage_rows(const Problem& p, const Tile& tile, const u16* column, in
   }
 }
 
-// Warp w adds up row w: X_hi and X, lanes over neighbouring columns in ascending order whatever the slices are.
-DEVICE void sum_rows(const Tile& tile, int count, const u8* xs, int stride, int warp, int lane, float& high, float& all) {
-  if (warp >= tile.rows) return;
-  for (int k = 4 * lane; k < count; k += CHUNK_K) {
-    const Vec2 v = *(const Vec2*)(xs + warp * stride + k * 2);
-    const float hi = bf16_to_float((u16)v.y) + bf16_to_float((u16)(v.y >> 16));
-    high += hi;
-    all += hi + (bf16_to_float((u16)v.x) + bf16_to_float((u16)(v.x >> 16)));
+// X_hi and X of the rows w, w + WARPS, … of warp w: this lane's share.
+struct RowSums {
+  float high[LINES], all[LINES];
+};
+
+// Lanes take neighbouring columns, in ascending order whatever the slices are.
+DEVICE void sum_rows(RowSums& sums, const Tile& tile, int count, const u8* xs, int stride, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < LINES; ++i) {
+    const int row = warp + i * WARPS;
+    if (row >= tile.rows) break;
+    for (int k = 4 * lane; k < count; k += CHUNK_K) {
+      const Vec2 v = *(const Vec2*)(xs + row * stride + k * 2);
+      const float high = bf16_to_float((u16)v.y) + bf16_to_float((u16)(v.y >> 16));
+      sums.high[i] += high;
+      sums.all[i] += high + (bf16_to_float((u16)v.x) + bf16_to_float((u16)(v.x >> 16)));
+    }
+  }
+}
+
+DEVICE void publish_sums(RowSums& sums, const Tile& tile, float2* to, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < LINES; ++i) {
+    const int row = warp + i * WARPS;
+    if (row >= tile.rows) break;
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) {
+      sums.high[i] += shuffle_xor(sums.high[i], mask);
+      sums.all[i] += shuffle_xor(sums.all[i], mask);
+    }
+    if (lane == 0) to[row] = float2{sums.high[i], sums.all[i]};
   }
 }
 
@@ -332,7 +202,7 @@ DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, cons
   const int stride = (slice * CHUNK_K) * 2 + X_PAD;
   const bool known = whole && staged.tile == place.tile && staged.column == part->column && (staged.sums || BITS != 1);
   const bool grouped = Codes<BITS>::GROUPED && part->group;
-  float high = 0.f, all = 0.f;
+  RowSums row_sums = {};
   for (int item = 0; item < run.items; ++item) {
     Sums<NT> sums, total;
     Sums<NT>::clear(sums);
@@ -343,7 +213,7 @@ DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, cons
         if (first) sync_block();
         stage_rows(p, tile, (const u16*)part->column, first * CHUNK_K, count * CHUNK_K, shared.xs, stride);
         sync_block();
-        if (BITS == 1) sum_rows(tile, count * CHUNK_K, shared.xs, stride, warp, lane, high, all);
+        if (BITS == 1) sum_rows(row_sums, tile, count * CHUNK_K, shared.xs, stride, warp, lane);
       }
       if (Codes<BITS>::GROUPED && part->group % CHUNK_K)
         add_chunks<BITS, NT, Codes<BITS>::GROUPED>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
@@ -353,12 +223,8 @@ DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, cons
                                     place.block + item, sums, total);
     }
     if (item == 0) {
-      if (!known && BITS == 1) {
-#pragma unroll
-        for (int mask = 16; mask; mask /= 2) high += shuffle_xor(high, mask), all += shuffle_xor(all, mask);
-      }
       sync_block();  // the sums of the run before have been read
-      if (!known && BITS == 1 && lane == 0 && warp < tile.rows) shared.row_sums[warp] = float2{high, all};
+      if (!known && BITS == 1) publish_sums(row_sums, tile, shared.row_sums, warp, lane);
     }
 #pragma unroll
     for (int n = 0; n < NT; ++n)
@@ -378,14 +244,15 @@ DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, cons
 
 // What one thread finishes of a run: a feature of a row.
 struct Output {
-  int row, block, feature;
+  int line, row, feature;
   bool mine;
   u16* y;
 };
 
-DEVICE Output output_of(const Problem& p, const Place& place, const Tile& tile, const Run& run) {
-  const int line = threadIdx.x / 32, item = line / run.row_room;
+DEVICE Output output_of(const Problem& p, const Place& place, const Tile& tile, const Run& run, int line) {
+  const int item = line / run.row_room;
   Output out;
+  out.line = line;
   out.row = line - item * run.row_room;
   out.feature = (place.block + item) * BLOCK_N + threadIdx.x % 32;
   out.mine = item < run.items && out.row < tile.rows && out.feature < place.part->n;
@@ -397,7 +264,7 @@ DEVICE Output output_of(const Problem& p, const Place& place, const Tile& tile, 
 DEVICE float add_warps(const Problem& p, const Part* part, const Shared& shared, const Output& out) {
   const int n = threadIdx.x % 32, warps = p.chunks < WARPS ? p.chunks : WARPS;
   float sum = 0.f;
-  for (int w = 0; w < warps; ++w) sum += shared.red[(w * TILE_ROWS + threadIdx.x / 32) * RED_STRIDE + n];
+  for (int w = 0; w < warps; ++w) sum += shared.red[(w * TILE_ROWS + out.line) * RED_STRIDE + n];
   const u16* scales = (const u16*)part->scales;
   if (part->bits == 1) {
     const float2 x = shared.row_sums[out.row];
@@ -420,7 +287,7 @@ DEVICE float times_left(const Problem& p, const Place& place, const Tile& tile, 
 
 // y bf16 [·, ldy], x bf16 [·, ldx] with ldx a multiple of 8 and x on 16 bytes; plan: see deltaserve/ops/group_plan.py; table:
 // Part [slots × parts]; shrunk fp32 [rows, parts, max_rank] of the kernel `shrink`, used by parts with a rank.
-extern "C" __global__ void __launch_bounds__(512, 1)
+extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
     sbmm(u16* y, long long ldy, const u16* x, long long ldx, int columns, const int* plan, int max_tiles, const Part* table,
          int parts, const float* shrunk, int max_rank) {
   DYNAMIC_SHARED(memory);
@@ -439,8 +306,12 @@ extern "C" __global__ void __launch_bounds__(512, 1)
   while (place.at < end && place.tile < p.tile_count) {
     const Tile tile = p.tiles[place.tile];
     const Run run = run_at(p, place, tile, end);
-    const Output out = output_of(p, place, tile, run);
-    const float old = out.mine ? bf16_to_float(*out.y) : 0.f;
+    float old[LINES];
+#pragma unroll
+    for (int i = 0; i < LINES; ++i) {
+      const Output out = output_of(p, place, tile, run, warp + i * WARPS);
+      old[i] = out.mine ? bf16_to_float(*out.y) : 0.f;
+    }
     switch (place.part->bits * 2 + (tile.rows > 8)) {
       case 2: add_run<1, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
       case 3: add_run<1, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
@@ -452,10 +323,13 @@ extern "C" __global__ void __launch_bounds__(512, 1)
       case 9: add_run<4, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
       default: break;
     }
-    if (out.mine) {
+#pragma unroll
+    for (int i = 0; i < LINES; ++i) {
+      const Output out = output_of(p, place, tile, run, warp + i * WARPS);
+      if (!out.mine) continue;
       float sum = place.part->bits ? add_warps(p, place.part, shared, out) : 0.f;
       if (place.part->rank) sum += times_left(p, place, tile, out);
-      *out.y = float_to_bf16(old + sum);
+      *out.y = float_to_bf16(old[i] + sum);
     }
     Place::advance(p, place, run.items);
   }

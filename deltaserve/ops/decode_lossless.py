@@ -82,8 +82,8 @@ def decode_lossless(
         plane: contiguous, of `planned.size` bytes; what it holds is written over.
         stream: uint8 [m], the bytes that were planned; on 4 bytes.
         planned: from `plan_stream`.
-        failed: int32 [1], zero before; set to 1 when a block does not end as it must. Many decodings may share one; look at it when
-            their results are about to be used.
+        failed: int32 [1], zero before; set to 1 when a block does not end as it must. Many decodings may share one;
+            look at it when their results are about to be used.
 
     Returns:
         The jobs on the device: keep them until the decoding is done.

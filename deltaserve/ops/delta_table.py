@@ -1,7 +1,7 @@
-"""The deltas of one linear by slot: a table in device memory that tells the kernels where planes are and how they are coded.
+"""The deltas of one linear by slot: a table in device memory that tells kernels where planes are and how coded.
 
-It lies at one address for ever. A linear may be fused of several parts (query, key, value) that lie side by side in a row of y; each
-part of each delta has its own codec, or none.
+It lies at one address for ever. A linear may be fused of several parts (query, key, value) that lie side by side in a
+row of y; each part of each delta has its own codec, or none.
 """
 
 from __future__ import annotations
@@ -44,17 +44,19 @@ class DeltaTable:
         parts: of the linear; for an lm_head n is the largest vocabulary.
         columns: K, a multiple of 16.
         device: where the kernels run.
+        max_rank: of low-rank factors that there is room for; 0: none are taken, and `shrink` is never launched.
 
     Attributes:
         device: uint8 [slots · parts · 96], what kernels read.
-        max_rank: of the low-rank factors so far, 0 without; sizes the workspace of `shrink`.
     """
 
-    def __init__(self, slots: int, parts: Sequence[LinearPart], columns: int, device: torch.device) -> None:
+    def __init__(
+        self, slots: int, parts: Sequence[LinearPart], columns: int, device: torch.device, max_rank: int = 0
+    ) -> None:
         self.parts = tuple(parts)
         self.columns = columns
         self.slots = slots
-        self.max_rank = 0
+        self.max_rank = max_rank
         self._records = np.zeros((slots, len(self.parts)), dtype=PART)
         self._tensors: dict[tuple[int, int], KernelTensor] = {}
         self.device = torch.zeros(self._records.nbytes, dtype=torch.uint8, device=device)
@@ -69,16 +71,16 @@ class DeltaTable:
         No step that is still running may use the slot. The tensors are kept alive until the slot is set again.
 
         Raises:
-            InvalidArgumentError: a shape that does not fit its part.
+            InvalidArgumentError: a shape that does not fit its part, or too high a rank. The slot is as before then.
         """
         if len(tensors) != len(self.parts):
             raise InvalidArgumentError(f"{len(tensors)} tensors for a linear of {len(self.parts)} parts")
+        records = [self._record(part, tensor) for part, tensor in zip(self.parts, tensors, strict=True)]
         for index, tensor in enumerate(tensors):
+            self._records[slot, index] = records[index]
             self._tensors.pop((slot, index), None)
-            self._records[slot, index] = self._record(self.parts[index], tensor)
             if tensor is not None:
                 self._tensors[slot, index] = tensor
-                self.max_rank = max(self.max_rank, tensor.rank)
         row = self._records[slot]
         row["slot_cost"][0] = int((row["blocks"].astype(np.int64) * row["cost"]).sum())
         begin = slot * row.nbytes
@@ -101,6 +103,10 @@ class DeltaTable:
             record[name] = 0 if plane is None else plane.data_ptr()
         for name in ("bits", "zero2", "group", "rank", "factor"):
             record[name] = getattr(tensor, name)
+        if tensor.rank > self.max_rank:
+            raise InvalidArgumentError(
+                f"low-rank factors of rank {tensor.rank}; the table has room for {self.max_rank}"
+            )
         record["groups"] = -(-columns // tensor.group) if tensor.group else 1
         record["begin"], record["n"] = part.begin, n
         record["blocks"] = -(-n // BLOCK_N)

@@ -57,8 +57,10 @@ class GroupPlan:
         order: list[int] = []
         for slot in sorted(rows_of):
             rows = rows_of[slot]
-            for begin in range(0, len(rows), TILE_ROWS):
-                tiles.append(RowTile(slot, len(order) + begin, min(TILE_ROWS, len(rows) - begin)))
+            tiles += [
+                RowTile(slot, len(order) + begin, min(TILE_ROWS, len(rows) - begin))
+                for begin in range(0, len(rows), TILE_ROWS)
+            ]
             order += rows
         return cls(tuple(tiles), tuple(order))
 
@@ -78,7 +80,7 @@ class PlanBuffer:
         self.device = torch.zeros(size, dtype=torch.int32, device=device)
         pinned = device.type == "cuda"
         self._staging = [torch.zeros(size, dtype=torch.int32, pin_memory=pinned) for _ in range(_STAGING_BUFFERS)]
-        self._free = [torch.cuda.Event() if pinned else None for _ in range(_STAGING_BUFFERS)]
+        self._free = [torch.cuda.Event() if pinned else None for _ in self._staging]  # type: ignore[no-untyped-call]
         self._next = 0
 
     def upload(self, plan: GroupPlan) -> None:

@@ -1,7 +1,7 @@
 """Packed tensors in the layout that the kernels read (kernels/layout.cuh has the picture), and the repacking into it.
 
-Repacking is exact. Codes keep their bits but for two codecs: trits (1.6 bits) become two bits each, and 2:4 sparse codes become
-dense ones of the same width, the code of zero where nothing is kept; at two bits that takes the same bytes.
+Repacking is exact. Codes keep their bits but for two codecs: trits (1.6 bits) become two bits each, and 2:4 sparse
+codes become dense ones of the same width, the code of zero where nothing is kept; at two bits that is as many bytes.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class KernelTensor:
 
 
 def runs_packed(packed: PackedTensor) -> bool:
-    """Tells whether the kernels take a tensor. Others are multiplied densely, outside: `dense`, `sparse_exact`, `tiered_…`, odd K."""
+    """Tells whether the kernels take a tensor; `dense`, `sparse_exact`, `tiered_…` and odd K are multiplied outside."""
     name = packed.entry.codec.removeprefix(_PREFIX)
     shape = packed.shape
     return (name in CODE_KINDS or name == "lowrank") and len(shape) == 2 and shape[1] % COLUMN_MULTIPLE == 0
@@ -128,12 +128,12 @@ def to_kernel_layout(packed: PackedTensor, kernels: KernelLibrary | None = None)
             f"multiply it densely"
         )
     shape = (packed.shape[0], packed.shape[1])
-    planes, factors = packed.planes, {}
-    if packed.entry.codec.startswith("lowrank"):
-        factors = {"left": planes[lowrank.LEFT].T.contiguous(), "right": planes[lowrank.RIGHT].contiguous()}
+    planes = packed.planes
+    left, right = planes.get(lowrank.LEFT), planes.get(lowrank.RIGHT)
+    left, right = None if left is None else left.T.contiguous(), None if right is None else right.contiguous()
     kind = CODE_KINDS.get(packed.entry.codec.removeprefix(_PREFIX))
     if kind is None:
-        return KernelTensor(shape, **factors)
+        return KernelTensor(shape, left=left, right=right)
     units = _torch_units(packed, kind) if kernels is None else _kernel_units(packed, kind, kernels)
     group = packed.entry.params.get(intn.GROUP_SIZE, 0)
     group = 0 if group >= shape[1] else group
@@ -146,7 +146,8 @@ def to_kernel_layout(packed: PackedTensor, kernels: KernelLibrary | None = None)
         units,
         group_scales(scales) if group else scales.reshape(-1),
         planes.get(sign1.COLUMN),
-        **factors,
+        left,
+        right,
     )
 
 

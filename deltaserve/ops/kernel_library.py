@@ -57,7 +57,7 @@ class CudaKernels:
         self._kernels: dict[str, _CudaKernel] = {}
 
     def get(self, name: str) -> Kernel:
-        """Returns a kernel; compiled at first use, or read from CuPy's disk cache, keyed by whole source and options."""
+        """Returns a kernel; compiled at first use, or read from CuPy's disk cache by whole source and options."""
         if name not in self._kernels:
             with self._cupy.cuda.Device(self.device.index or 0):
                 module = self._cupy.RawModule(code=kernel_source(name), options=self._options)
@@ -79,7 +79,7 @@ class CudaKernels:
 
 
 class _CudaKernel:
-    def __init__(self, function: Any) -> None:  # noqa: ANN401
+    def __init__(self, function: Any) -> None:
         self._function = function
         self._shared_bytes = 0
 
@@ -97,7 +97,7 @@ def as_number(argument: Argument) -> np.int32 | np.int64 | np.uint64:
     return np.uint64(argument.data_ptr()) if isinstance(argument, torch.Tensor) else argument
 
 
-def _cupy() -> Any:  # noqa: ANN401
+def _cupy() -> Any:
     if not torch.cuda.is_available():
         raise PreconditionError("the kernels need an NVIDIA GPU, and torch finds none; the CPU path needs no kernels")
     try:

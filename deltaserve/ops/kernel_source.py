@@ -1,4 +1,4 @@
-"""CUDA sources as one text: local includes put in place, so that what is compiled and what a cache is keyed by are the same."""
+"""CUDA sources as one text: local includes put in place, so that caches are keyed by all that is compiled."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ONCE = "#pragma once"
 
 
 def kernel_source(name: str, folder: Path = SOURCES) -> str:
-    """Returns the source of a kernel with every local include inlined once, `#line` telling compilers where lines are from.
+    """Returns the source of a kernel with every local include inlined once; `#line` tells compilers the lines' origin.
 
     CuPy's disk cache does not look into included files: a changed header would silently run the old binary.
 

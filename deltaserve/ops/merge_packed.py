@@ -1,4 +1,7 @@
-"""Packed deltas to dense merged weights: W_b + Δ̂ in bf16, for prefill and hot deltas. The reference is PackedTensor.merged."""
+"""Packed deltas to dense merged weights, W_b + Δ̂ in bf16, for prefill and hot deltas.
+
+The reference is PackedTensor.merged.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ def merge_packed(
     """Writes the merged weights of one part of one delta, on the kernels' stream.
 
     Semantics:
-        out = bf16(W_b + Δ̂), added in fp32: what PackedTensor.merged(base).to(bfloat16) is, bit for bit but for low-rank factors,
-        which are added up in another order. Rows that the base lacks count as zero.
+        out = bf16(W_b + Δ̂), added in fp32: what PackedTensor.merged(base).to(bfloat16) is, bit for bit but for low-rank
+        factors, which are added up in another order. Rows that the base lacks count as zero.
 
     Args:
         kernels: of the device that everything is on.
@@ -40,8 +43,8 @@ def merge_packed(
         raise InvalidArgumentError(f"out {tuple(out.shape)}, base {tuple(base.shape)} for a delta of {tensor.shape}")
     if {out.dtype, base.dtype} != {torch.bfloat16} or any(m.stride(1) != 1 or m.stride(0) % 4 for m in (out, base)):
         raise InvalidArgumentError(
-            f"out is {out.dtype}, strides {out.stride()}, base {base.dtype}, {base.stride()}; expected bfloat16, columns "
-            f"side by side and row strides that are multiples of 4"
+            f"out is {out.dtype}, strides {out.stride()}, base {base.dtype}, {base.stride()}; expected bfloat16, "
+            f"columns side by side and row strides that are multiples of 4"
         )
     kernels.get("merge")(
         _BLOCKS_PER_MULTIPROCESSOR * kernels.multiprocessors,

@@ -1,6 +1,8 @@
-"""Selective batched matmul on packed weights, the GPU's `deltaserve.ops.sbmm`: all deltas of a step in one launch a linear."""
+"""Selective batched matmul on packed weights, deltaserve.ops.sbmm for the GPU: one launch a linear for all deltas."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,15 +14,44 @@ from deltaserve.ops.kernel_layout import KernelTensor, unpack_units
 from deltaserve.ops.kernel_library import KernelLibrary
 from deltaserve.ops.shrink import shrink
 
-STAGES = 6  # units of a warp's ring; kernels/sbmm.cu
-X_BYTES = 135168  # of shared memory for rows of x
-_WARPS, _SLOT, _RED, _SUMS = 16, 576, 16 * 16 * 36 * 4, 16 * 8
-_THREADS = 32 * _WARPS
+_SLOT_BYTES, _RED_ROW_BYTES, _SUM_BYTES = 576, 16 * 36 * 4, 16 * 8  # kernels/schedule.cuh
+MAX_SHARED_BYTES = 232448
+"""What a block may use of a Hopper multiprocessor's shared memory; of two that share it each half, less 1 KiB."""
 
 
-def shared_bytes(stages: int = STAGES, x_bytes: int = X_BYTES) -> int:
-    """Returns the dynamic shared memory of a block of `sbmm`, at most 232,448 on Hopper."""
-    return _WARPS * stages * _SLOT + _RED + _SUMS + x_bytes
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How `sbmm` is compiled: the macros of kernels/schedule.cuh.
+
+    Attributes:
+        stages: units of a warp's ring.
+        x_bytes: of shared memory for rows of x; what does not fit is staged in slices, again for each 32 features.
+        warps: of a block, 8 or 16; 16 / warps blocks share a multiprocessor. Changes the order of sums.
+        l2_prefetch: bytes that a copy brings to L2 at once: 0, 128 or 256.
+    """
+
+    stages: int = 6
+    x_bytes: int = 135168
+    warps: int = 16
+    l2_prefetch: int = 128
+
+    @property
+    def defines(self) -> dict[str, int]:
+        """What the kernel is compiled with."""
+        return {
+            "STAGES": self.stages,
+            "X_BYTES": self.x_bytes,
+            "WARPS": self.warps,
+            "L2_PREFETCH": self.l2_prefetch,
+        }
+
+    @property
+    def shared_bytes(self) -> int:
+        """Dynamic shared memory of a block."""
+        return self.warps * (self.stages * _SLOT_BYTES + _RED_ROW_BYTES) + _SUM_BYTES + self.x_bytes
+
+
+DEFAULT_TUNING = Tuning()
 
 
 def packed_sbmm(
@@ -31,24 +62,23 @@ def packed_sbmm(
     table: DeltaTable,
     workspace: torch.Tensor | None = None,
     *,
-    shared: int | None = None,
+    tuning: Tuning = DEFAULT_TUNING,
 ) -> None:
     """Adds each row's own delta, in place, on the kernels' stream; may be captured in a CUDA graph.
 
     Semantics:
-        y[row, part] += x[row] · Δ̂[slot of row, part]ᵀ for the rows of the uploaded plan; others stay as they are. fp32 accumulation,
-        one rounding to bf16. Column scales of `sign1` are multiplied into x, rounded to bf16. What is added up in which order depends
-        on K and codec alone: a row's result does not change with the rest of the batch.
+        y[row, part] += x[row] · Δ̂[slot of row, part]ᵀ for the rows of the uploaded plan; others stay as they are. fp32
+        accumulation, one rounding to bf16. Column scales of `sign1` are multiplied into x, rounded to bf16. What is
+        added up in which order depends on K and codec alone: a row's result does not change with the rest of the batch.
 
     Args:
         kernels: of the device that everything is on.
         y: bf16 [M, ≥ all parts], columns side by side.
         x: bf16 [M, K], on 16 bytes, row stride a multiple of 8.
         plan: uploaded; its rows are below M.
-        table: of the linear. What `set` put in before a graph was captured may be replaced; a table without low-rank factors at
-            capture must not get any later, because `shrink` is launched only if there are some.
-        workspace: fp32, at least max_rows · parts · max_rank, for low-rank factors; None if there are none.
-        shared: bytes of shared memory when STAGES or X_BYTES were redefined.
+        table: of the linear; its slots may be set anew after a graph was captured.
+        workspace: fp32, at least max_rows · parts · max_rank, for low-rank factors; None if the table takes none.
+        tuning: what the kernels were compiled with.
 
     Raises:
         InvalidArgumentError: dtypes, strides or sizes that do not fit.
@@ -57,9 +87,9 @@ def packed_sbmm(
     if table.max_rank and workspace is not None:
         shrink(kernels, workspace, x, plan, table)
     kernels.get("sbmm")(
-        kernels.multiprocessors,
-        _THREADS,
-        shared or shared_bytes(),
+        kernels.multiprocessors * (16 // tuning.warps),
+        32 * tuning.warps,
+        tuning.shared_bytes,
         (
             y,
             np.int64(y.stride(0)),
@@ -121,13 +151,11 @@ def _check(
     if y.dtype != torch.bfloat16 or x.dtype != torch.bfloat16:
         raise InvalidArgumentError(f"x is {x.dtype} and y {y.dtype}; the kernels take bfloat16")
     if x.shape[1] != table.columns or y.shape[1] < width or x.shape[0] != y.shape[0]:
-        raise InvalidArgumentError(
-            f"x {tuple(x.shape)}, y {tuple(y.shape)} for a linear of {width} × {table.columns}"
-        )
+        raise InvalidArgumentError(f"x {tuple(x.shape)}, y {tuple(y.shape)} for a linear of {width} × {table.columns}")
     if x.stride(1) != 1 or y.stride(1) != 1 or x.stride(0) % 8 or x.data_ptr() % 16:
         raise InvalidArgumentError(
-            f"x has strides {x.stride()} at address {x.data_ptr() % 16} mod 16, y {y.stride()}; expected columns side by "
-            f"side, rows of x on multiples of 8 values and x on 16 bytes"
+            f"x has strides {x.stride()} at address {x.data_ptr() % 16} mod 16, y {y.stride()}; expected columns "
+            f"side by side, rows of x on multiples of 8 values and x on 16 bytes"
         )
     needed = plan.max_rows * len(table.parts) * table.max_rank
     if needed and (workspace is None or workspace.numel() < needed or workspace.dtype != torch.float32):

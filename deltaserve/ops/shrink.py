@@ -1,4 +1,4 @@
-"""The first half of low-rank deltas: v = x · rightᵀ for the rows of a plan. `packed_sbmm` adds left · v, the second half.
+"""The first half of low-rank deltas: v = x · rightᵀ for the rows of a plan; `packed_sbmm` adds left · v, the second.
 
 A launch of its own because every block of `sbmm` needs all of K; a step without low-rank factors does not pay for it.
 """
@@ -20,7 +20,8 @@ def shrink(kernels: KernelLibrary, v: torch.Tensor, x: torch.Tensor, plan: PlanB
     """Computes v in fp32.
 
     Semantics:
-        v[i, part, j] = Σ_k x[order[i], k] · right[slot of the row, part][j, k] for j below the part's rank; the rest is not written.
+        v[i, part, j] = Σ_k x[order[i], k] · right[slot of the row, part][j, k] for j below the part's rank; the rest is
+        not written.
 
     Args:
         kernels: of the device.

@@ -1,4 +1,4 @@
-"""The kernels on the host: the same sources, compiled with g++ against device.h, behind the interface of CudaKernels."""
+"""The kernels on the host: the same sources, compiled with g++ against device.h; the interface is CudaKernels'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every kernel compiles for Hopper, with nvcc and without a GPU: from CUDA's own PTX down to machine code without spills."""
+"""Every kernel compiles for Hopper, with nvcc and without a GPU, through PTX to machine code without spills."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ REGISTERS = {"sbmm": 128}  # of 65,536 for 512 threads
 
 @pytest.fixture(scope="module")
 def nvcc() -> Path:
-    """Of the packages of the `nvcc` extra, or of an installed CUDA."""
+    """Of the package nvidia-cuda-nvcc, or of an installed CUDA."""
     packaged = Path(sysconfig.get_paths()["purelib"], "nvidia", "cu13", "bin", "nvcc")
     installed = shutil.which("nvcc")
     if packaged.is_file():
         return packaged
     if installed is None:
-        pytest.skip("NO NVCC: the kernels are not compiled here; `make setup` installs it, or `pip install -e .[nvcc]`")
+        pytest.skip("NO NVCC: the kernels are not compiled here; `make setup` installs it")
     return Path(installed)
 
 

@@ -12,7 +12,7 @@ from deltaserve.ops.delta_table import DeltaTable, LinearPart
 from deltaserve.ops.group_plan import GroupPlan, PlanBuffer
 from deltaserve.ops.kernel_layout import to_kernel_layout
 from deltaserve.ops.kernel_library import KernelLibrary
-from deltaserve.ops.packed_sbmm import packed_sbmm
+from deltaserve.ops.packed_sbmm import DEFAULT_TUNING, Tuning, packed_sbmm
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 CODECS: dict[str, tuple[str, dict[str, int]]] = {
@@ -60,6 +60,7 @@ class Linear:
         widths: features of its parts.
         columns: K.
         deltas: for each slot, one tensor or None for each part.
+        tuning: what the kernels were compiled with.
         margin: columns of y before, between and after the parts that nobody may touch.
     """
 
@@ -70,12 +71,15 @@ class Linear:
         columns: int,
         deltas: Sequence[Sequence[PackedTensor | None]],
         margin: int = 3,
+        tuning: Tuning = DEFAULT_TUNING,
     ) -> None:
+        self.tuning = tuning
         self.kernels, self.columns, self.deltas = kernels, columns, deltas
         begins = [margin + sum(widths[:i]) + margin * i for i in range(len(widths))]
         self.parts = [LinearPart(begin, n) for begin, n in zip(begins, widths, strict=True)]
         self.width = sum(widths) + margin * (len(widths) + 1)
-        self.table = DeltaTable(len(deltas), self.parts, columns, kernels.device)
+        rank = max((t.entry.params.get("rank", 0) for tensors in deltas for t in tensors if t is not None), default=0)
+        self.table = DeltaTable(len(deltas), self.parts, columns, kernels.device, rank)
         for slot, tensors in enumerate(deltas):
             moved = [None if t is None else to_kernel_layout(t.to(kernels.device)) for t in tensors]
             self.table.set(slot, moved)
@@ -88,12 +92,10 @@ class Linear:
         out = y.to(device, copy=True)
         needed = plan.max_rows * len(self.parts) * self.table.max_rank
         workspace = torch.full((needed,), float("nan"), device=device) if needed else None
-        packed_sbmm(self.kernels, out, x.to(device), plan, self.table, workspace)
+        packed_sbmm(self.kernels, out, x.to(device), plan, self.table, workspace, tuning=self.tuning)
         return out.cpu()
 
-    def expected(
-        self, x: torch.Tensor, y: torch.Tensor, slots: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def expected(self, x: torch.Tensor, y: torch.Tensor, slots: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns y in float64, and by how much a right result may differ: rounding of y, of x · column, of fp32."""
         out, allowed = y.double(), torch.zeros(y.shape, dtype=torch.float64)
         for row, slot in enumerate(slots):

@@ -18,12 +18,14 @@ def skewed(size: int) -> np.ndarray:
 
 
 SOURCES = {
-    "skewed": lambda n: skewed(n),
+    "skewed": skewed,
     "two symbols": lambda n: np.random.choice(np.array([3, 200], np.uint8), n, p=[0.97, 0.03]),
     "one symbol": lambda n: np.full(n, 77, np.uint8),
     "fp16": lambda n: (np.random.rand(-(-n // 2)) * 0.01).astype(np.float16).view(np.uint8)[:n],
     "noise": lambda n: np.random.randint(0, 256, n, np.uint8),
-    "every third": lambda n: np.where(np.arange(n) % 3 == 1, skewed(n) // 32, np.random.randint(0, 256, n)).astype(np.uint8),
+    "every third": lambda n: np.where(np.arange(n) % 3 == 1, skewed(n) // 32, np.random.randint(0, 256, n)).astype(
+        np.uint8
+    ),
     "fp32": lambda n: np.random.randn(-(-n // 4)).astype(np.float32).view(np.uint8)[:n],
 }
 
@@ -77,5 +79,9 @@ def test_malformed_streams_are_refused_before_anything_is_launched() -> None:
         kernels = EmulatedKernels()
         failed = torch.zeros(1, dtype=torch.int32)
         decode_lossless(
-            kernels, torch.zeros(10, dtype=torch.uint8), torch.from_numpy(stream.copy()), plan_stream(stream, 9000), failed
+            kernels,
+            torch.zeros(10, dtype=torch.uint8),
+            torch.from_numpy(stream.copy()),
+            plan_stream(stream, 9000),
+            failed,
         )

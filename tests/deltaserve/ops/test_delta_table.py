@@ -20,9 +20,11 @@ def records(table: DeltaTable) -> np.ndarray:
 
 
 def test_a_slot_is_written_where_it_lies_and_emptied_again() -> None:
-    table = DeltaTable(3, PARTS, 256, torch.device("cpu"))
+    table = DeltaTable(3, PARTS, 256, torch.device("cpu"), max_rank=5)
     address = table.device.data_ptr()
-    first, second = (to_kernel_layout(coded(kind, n, 256)) for kind, n in (("int2, groups of 128", 64), ("lowrank", 33)))
+    first, second = (
+        to_kernel_layout(coded(kind, n, 256)) for kind, n in (("int2, groups of 128", 64), ("lowrank", 33))
+    )
     table.set(1, [first, second])
     assert first.codes is not None
     left, right = records(table)[1]
@@ -30,7 +32,6 @@ def test_a_slot_is_written_where_it_lies_and_emptied_again() -> None:
     assert (right["bits"], right["rank"], right["begin"], right["n"], right["blocks"]) == (0, 5, 64, 33, 2)
     assert left["slot_cost"] == 2 * left["cost"] + 2 * right["cost"]
     assert table.address(1, 1) == address + 3 * PART.itemsize
-    assert table.max_rank == 5
     table.set(1, [None, second])
     assert records(table)[1][0]["blocks"] == 0
     assert table.tensor(1, 0) is None
@@ -45,5 +46,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         table.set(0, [fits])
     with pytest.raises(InvalidArgumentError, match="33 × 128"):
         table.set(0, [to_kernel_layout(coded("sign1", 33, 128)), None])
+    with pytest.raises(InvalidArgumentError, match="room for 0"):
+        table.set(0, [None, to_kernel_layout(coded("lowrank", 33, 256))])
     with pytest.raises(InvalidArgumentError, match="64 × 256"):
         table.set(0, [None, to_kernel_layout(coded("sign1", 64, 256))])

@@ -18,7 +18,9 @@ def test_without_a_gpu_there_is_one_clear_error() -> None:
         CudaKernels()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: kernels are compiled with nvcc and run emulated, NOT run for real")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU: kernels are compiled with nvcc and run emulated, NOT run for real"
+)
 def test_warming_up_compiles_everything() -> None:
     CudaKernels().warm_up()
 

@@ -19,7 +19,7 @@ def test_no_local_include_is_left(name: str) -> None:
     source = kernel_source(name)
     assert '#include "' not in source
     assert source.count("mma_bf16(float (&d)[4]") == 1
-    assert f'extern "C" __global__ void' in source
+    assert 'extern "C" __global__ void' in source
 
 
 def test_lines_are_told_where_they_are_from(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_every_codec_and_resized_vocabularies(
 ) -> None:
     packed = coded(kind, rows, columns)
     base = torch.randn(base_rows, columns).bfloat16()
-    table = DeltaTable(3, [LinearPart(0, 8), LinearPart(8, rows)], columns, kernels.device)
+    table = DeltaTable(3, [LinearPart(0, 8), LinearPart(8, rows)], columns, kernels.device, max_rank=9)
     table.set(1, [None, to_kernel_layout(packed.to(kernels.device))])
     out = torch.full((rows + 1, columns + 8), float("nan"), dtype=torch.bfloat16, device=kernels.device)
     merge_packed(kernels, out[:rows, :columns], base.to(kernels.device), table, 1, 1)

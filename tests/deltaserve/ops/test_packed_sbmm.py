@@ -12,7 +12,7 @@ from deltaserve.ops.delta_table import DeltaTable, LinearPart
 from deltaserve.ops.group_plan import GroupPlan, PlanBuffer
 from deltaserve.ops.kernel_layout import to_kernel_layout
 from deltaserve.ops.kernel_library import CudaKernels, KernelLibrary
-from deltaserve.ops.packed_sbmm import packed_sbmm, packed_sbmm_reference, shared_bytes
+from deltaserve.ops.packed_sbmm import MAX_SHARED_BYTES, Tuning, packed_sbmm, packed_sbmm_reference
 from tests.emulation.library import EmulatedKernels
 
 from .kernel_cases import CODECS, Linear, adapter, coded
@@ -101,9 +101,11 @@ def test_a_row_s_result_does_not_change_with_its_neighbours(kernels: KernelLibra
 
 def test_rows_of_x_that_do_not_fit_are_staged_in_slices() -> None:
     columns, rows = 4624, 16  # 16 rows take slices of 2048 columns, one row fits
-    small = 66048
-    kernels = EmulatedKernels(2, {"X_BYTES": small})
-    deltas = [[coded(kind, 40, columns)] for kind in ("sign1 with columns", "int2, groups of 128", "int4, groups of 96")]
+    tuning = Tuning(x_bytes=66048)
+    kernels = EmulatedKernels(2, tuning.defines)
+    deltas = [
+        [coded(kind, 40, columns)] for kind in ("sign1 with columns", "int2, groups of 128", "int4, groups of 96")
+    ]
     x, y = inputs(3 * rows, columns), torch.randn(3 * rows, 40).bfloat16()
     table = DeltaTable(3, [LinearPart(0, 40)], columns, kernels.device)
     for slot, tensors in enumerate(deltas):
@@ -112,7 +114,7 @@ def test_rows_of_x_that_do_not_fit_are_staged_in_slices() -> None:
     def run(chosen: list[int], slots: list[int]) -> torch.Tensor:
         plan, out = PlanBuffer(len(chosen), kernels.device), y[chosen].clone()
         plan.upload(GroupPlan.of(slots))
-        packed_sbmm(kernels, out, x[chosen], plan, table, shared=shared_bytes(x_bytes=small))
+        packed_sbmm(kernels, out, x[chosen], plan, table, tuning=tuning)
         return out
 
     slots = [row % 3 for row in range(3 * rows)]
@@ -122,6 +124,18 @@ def test_rows_of_x_that_do_not_fit_are_staged_in_slices() -> None:
     assert torch.allclose(sliced.float(), expected.float(), rtol=2**-7, atol=1e-3)
     for row in (0, 1, 2, 17):
         assert torch.equal(run([row], slots[row : row + 1])[0], sliced[row])
+
+
+def test_blocks_of_eight_warps() -> None:
+    tuning = Tuning(stages=5, x_bytes=66048, warps=8, l2_prefetch=0)
+    deltas = [[coded(kind, 70, 1168)] for kind in ("sign1", "int2, groups of 128", "lowrank_ternary", "int4")]
+    linear = Linear(EmulatedKernels(1, tuning.defines), [70], 1168, deltas, tuning=tuning)
+    linear.check(inputs(16, 1168), [0] * 13 + [1, 2, 3])
+
+
+def test_shared_memory_fits_the_device() -> None:
+    assert Tuning().shared_bytes <= MAX_SHARED_BYTES
+    assert Tuning(x_bytes=66048, warps=8).shared_bytes <= MAX_SHARED_BYTES // 2 - 1024
 
 
 def test_more_blocks_than_items_and_one_block_for_all() -> None:

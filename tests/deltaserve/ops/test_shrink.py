@@ -17,7 +17,7 @@ from .kernel_cases import adapter, coded
 
 def test_writes_what_has_a_rank_and_nothing_else(kernels: KernelLibrary) -> None:
     columns, device = 592, kernels.device
-    table = DeltaTable(4, [LinearPart(0, 40), LinearPart(40, 24)], columns, device)
+    table = DeltaTable(4, [LinearPart(0, 40), LinearPart(40, 24)], columns, device, max_rank=19)
     tensors = [
         [adapter(40, columns, 7, torch.float32), adapter(24, columns, 16, torch.bfloat16)],
         [coded("lowrank_sign1", 40, columns), None],
