@@ -261,17 +261,28 @@ DEVICE Output output_of(const Problem& p, const Place& place, const Tile& tile, 
 }
 
 // Σ of the codes' part.
-DEVICE float add_warps(const Problem& p, const Part* part, const Shared& shared, const Output& out) {
+DEVICE float add_warps(const Problem& p, const Part* part, const Shared& shared, const Output& out, u16 stored_scale) {
   const int n = threadIdx.x % 32, warps = p.chunks < WARPS ? p.chunks : WARPS;
+  const float scale = half_to_float(stored_scale);
   float sum = 0.f;
   for (int w = 0; w < warps; ++w) sum += shared.red[(w * TILE_ROWS + out.line) * RED_STRIDE + n];
-  const u16* scales = (const u16*)part->scales;
-  if (part->bits == 1) {
-    const float2 x = shared.row_sums[out.row];
-    return (n & 8 ? 2.f * sum - x.y : sum - x.x) * half_to_float(scales[out.feature]);
-  }
-  sum *= (float)(1 << part->bits);
-  return part->group ? sum : sum * half_to_float(scales[out.feature]);
+  if (part->bits > 1) return sum * (scale * (float)(1 << part->bits));
+  const float2 x = shared.row_sums[out.row];
+  return (n & 8 ? 2.f * sum - x.y : sum - x.x) * scale;
+}
+
+// What must come from far away to finish an output, asked for before the run so that it is there after it; as it is stored, since
+// converting would wait for it.
+struct Ahead {
+  u16 old, scale;
+};
+
+DEVICE Ahead ask_ahead(const Part* part, const Output& out) {
+  Ahead ahead{0, 0x3c00};  // 1 in fp16
+  if (!out.mine) return ahead;
+  ahead.old = *out.y;
+  if (part->bits && !part->group) ahead.scale = ((const u16*)part->scales)[out.feature];
+  return ahead;
 }
 
 DEVICE float times_left(const Problem& p, const Place& place, const Tile& tile, const Output& out) {
@@ -306,12 +317,10 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
   while (place.at < end && place.tile < p.tile_count) {
     const Tile tile = p.tiles[place.tile];
     const Run run = run_at(p, place, tile, end);
-    float old[LINES];
+    Ahead ahead[LINES];
 #pragma unroll
-    for (int i = 0; i < LINES; ++i) {
-      const Output out = output_of(p, place, tile, run, warp + i * WARPS);
-      old[i] = out.mine ? bf16_to_float(*out.y) : 0.f;
-    }
+    for (int i = 0; i < LINES; ++i)
+      ahead[i] = ask_ahead(place.part, output_of(p, place, tile, run, warp + i * WARPS));
     switch (place.part->bits * 2 + (tile.rows > 8)) {
       case 2: add_run<1, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
       case 3: add_run<1, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
@@ -327,9 +336,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
     for (int i = 0; i < LINES; ++i) {
       const Output out = output_of(p, place, tile, run, warp + i * WARPS);
       if (!out.mine) continue;
-      float sum = place.part->bits ? add_warps(p, place.part, shared, out) : 0.f;
+      float sum = place.part->bits ? add_warps(p, place.part, shared, out, ahead[i].scale) : 0.f;
       if (place.part->rank) sum += times_left(p, place, tile, out);
-      *out.y = float_to_bf16(old[i] + sum);
+      *out.y = float_to_bf16(bf16_to_float(ahead[i].old) + sum);
     }
     Place::advance(p, place, run.items);
   }

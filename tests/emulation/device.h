@@ -3,7 +3,7 @@
 // Blocks run one after another, in an order that the seed picks; so do the warps of a block. A thread runs until it waits for its warp or
 // its block. A wait that is missing therefore shows as poison or stale data under some seed, and one that only some threads reach as
 // a deadlock, which is reported. Shared memory is poison (0xff, NaN) at first and ends at a page that faults; copies of
-// cp.async happen when they are waited for, not before.
+// cp.async happen at once or not before they are waited for, as chance has it.
 #pragma once
 #define DELTASERVE_EMULATED
 
@@ -91,6 +91,7 @@ struct Block {
 };
 
 inline Block block;
+inline std::mt19937 chance;
 inline Fiber* current = nullptr;
 inline ucontext_t scheduler;
 inline sigjmp_buf fault;
@@ -231,6 +232,7 @@ inline void run_grid(int grid, int threads, size_t shared_bytes, unsigned seed, 
   block.size = Dim3{threads, 1, 1};
   block.shared = shared.base + room - (shared_bytes + 127) / 128 * 128;
   std::mt19937 random(seed);
+  chance.seed(seed + 1);
   std::vector<int> blocks(grid), order(threads / LANES);
   for (int i = 0; i < grid; ++i) blocks[i] = i;
   for (int i = 0; i < threads / LANES; ++i) order[i] = i;
@@ -388,7 +390,10 @@ DEVICE void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 
 DEVICE void copy_async(void* shared, const void* global) {
   if (((uintptr_t)shared | (uintptr_t)global) & 15) raise(SIGBUS);
-  emulation::current->copies.push_back({shared, global, emulation::current->groups});
+  if (emulation::chance() & 1)
+    memcpy(shared, global, 16);
+  else
+    emulation::current->copies.push_back({shared, global, emulation::current->groups});
 }
 DEVICE void commit_group() { ++emulation::current->groups; }
 template <int PENDING>
