@@ -9,7 +9,7 @@ import torch
 from deltaserve.ops.delta_table import DeltaTable, LinearPart
 from deltaserve.ops.group_plan import GroupPlan, PlanBuffer
 from deltaserve.ops.kernel_layout import BLOCK_N, CHUNK_K, UNIT_BYTES, KernelTensor
-from deltaserve.ops.kernel_library import CudaKernels
+from deltaserve.ops.kernel_library import KernelLibrary
 from deltaserve.ops.packed_sbmm import DEFAULT_TUNING, Tuning, packed_sbmm
 
 MODELS: dict[str, dict[str, tuple[list[int], int]]] = {
@@ -70,11 +70,12 @@ class Case:
 class Pool:
     """Random bytes on the GPU that tensors are cut from, round and round."""
 
-    def __init__(self, size: int) -> None:
-        self._bytes = torch.randint(0, 256, (size,), dtype=torch.uint8, device="cuda")
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.device = device
+        self._bytes = torch.randint(0, 256, (size,), dtype=torch.uint8, device=device)
         # bf16 and fp16 of any bits may be huge or NaN: values have a pool of their own
-        self._values = (torch.randn(size // 8, device="cuda", dtype=torch.float16) * 0.02).abs()
-        self._dense = (torch.randn(size // 4, device="cuda", dtype=torch.bfloat16) * 0.02).contiguous()
+        self._values = (torch.randn(size // 8, device=device, dtype=torch.float16) * 0.02).abs()
+        self._dense = (torch.randn(size // 4, device=device, dtype=torch.bfloat16) * 0.02).contiguous()
         self._at = {"bytes": 0, "values": 0}
 
     def codes(self, size: int) -> torch.Tensor:
@@ -110,12 +111,12 @@ class Built:
     packed_bytes: int
     tuning: Tuning
 
-    def launch_all(self, kernels: CudaKernels) -> None:
+    def launch_all(self, kernels: KernelLibrary) -> None:
         """Each copy once, all deltas in one launch."""
         for table in self.tables:
             packed_sbmm(kernels, self.y, self.x, self.plan, table, self.workspace, tuning=self.tuning)
 
-    def launch_one_by_one(self, kernels: CudaKernels) -> None:
+    def launch_one_by_one(self, kernels: KernelLibrary) -> None:
         """Each copy once, a launch for each delta."""
         for table in self.tables:
             for plan in self.single_plans:
@@ -124,7 +125,7 @@ class Built:
 
 def build(case: Case, pool: Pool, tuning: Tuning = DEFAULT_TUNING) -> Built:
     """Makes a case's deltas, plans and rows."""
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = pool.device
     widths, columns = MODELS[case.model][case.linear]
     coding = CODECS[case.codec]
     parts = [LinearPart(sum(widths[:i]), n) for i, n in enumerate(widths)]

@@ -6,27 +6,27 @@ import numpy as np
 import torch
 
 from benchmarks.kernel_cases import Case, Pool, build
-from benchmarks.kernel_timing import graph_microseconds
+from benchmarks.kernel_timing import Timer
 from deltaserve.delta.codecs import get_codec
 from deltaserve.delta.lossless import encode
 from deltaserve.delta.manifest import TensorEntry
 from deltaserve.delta.packed import PackedTensor
 from deltaserve.ops.decode_lossless import JOB, decode_lossless, plan_stream
 from deltaserve.ops.kernel_layout import to_kernel_layout
-from deltaserve.ops.kernel_library import CudaKernels
+from deltaserve.ops.kernel_library import KernelLibrary
 from deltaserve.ops.merge_packed import merge_packed
 
 _N, _K = 14336, 4096
 _STREAM_BYTES = 16 << 20
 
 
-def measure_decoding(kernels: CudaKernels, pool: Pool, copy: float) -> dict[str, float]:
+def measure_decoding(kernels: KernelLibrary, pool: Pool, copy: float, timer: Timer) -> dict[str, float]:
     """Prints and returns GB/s: of raw bytes for streams, of planes for repacking, of all bytes moved for merging."""
-    rates = {"decode_lossless int2": _lossless(kernels, 2), "decode_lossless int4": _lossless(kernels, 4)}
+    rates = {"decode_lossless int2": _lossless(kernels, 2, timer), "decode_lossless int4": _lossless(kernels, 4, timer)}
     for codec in ("sign1", "int2", "int3", "int4"):
-        rates[f"repack {codec}"] = _repack(kernels, pool, codec)
+        rates[f"repack {codec}"] = _repack(kernels, pool, codec, timer)
     for codec in ("sign1", "int2", "int4", "lr16_sign1"):
-        rates[f"merge {codec}"] = _merge(kernels, pool, codec)
+        rates[f"merge {codec}"] = _merge(kernels, pool, codec, timer)
     for name, rate in rates.items():
         print(f"{name:<22} {rate:>7.1f} GB/s {100 * rate / copy:>6.1f}% of copy")
     return rates
@@ -41,20 +41,20 @@ def gaussian_codes(bits: int, size: int) -> np.ndarray:
     return (codes.reshape(size, 8 // bits) << (bits * np.arange(8 // bits, dtype=np.uint8))).sum(1, dtype=np.uint8)
 
 
-def _lossless(kernels: CudaKernels, bits: int) -> float:
+def _lossless(kernels: KernelLibrary, bits: int, timer: Timer) -> float:
     """Eight streams after each other, as layers of a delta would come."""
     raw = gaussian_codes(bits, _STREAM_BYTES)
     stream = encode(raw)
     planned = plan_stream(stream, raw.size)
-    failed = torch.zeros(1, dtype=torch.int32, device="cuda")
-    moved = torch.from_numpy(stream.copy()).cuda()
-    plane = torch.empty(raw.size, dtype=torch.uint8, device="cuda")
+    failed = torch.zeros(1, dtype=torch.int32, device=kernels.device)
+    moved = torch.from_numpy(stream.copy()).to(kernels.device)
+    plane = torch.empty(raw.size, dtype=torch.uint8, device=kernels.device)
     decode_lossless(kernels, plane, moved, planned, failed)
     if int(failed) or not np.array_equal(plane.cpu().numpy(), raw):
         raise SystemExit("decode_lossless: wrong bytes")
     records = [_records(planned.jobs, moved.clone(), plane.clone()) for _ in range(8)]
     kernel = kernels.get("decode_lossless")
-    us = graph_microseconds(lambda: [kernel(len(planned.jobs), 256, 4 * (4096 + 256), (r[0], failed)) for r in records])
+    us = timer(lambda: [kernel(len(planned.jobs), 256, 4 * (4096 + 256), (r[0], failed)) for r in records])
     return 8 * raw.size / us / 1e3
 
 
@@ -66,10 +66,10 @@ def _records(jobs: np.ndarray, stream: torch.Tensor, plane: torch.Tensor) -> tup
     filled["out"] += np.uint64(plane.data_ptr())
     if filled.dtype != JOB:
         raise SystemExit("jobs changed their layout")
-    return torch.from_numpy(filled.view(np.uint8)).cuda(), stream, plane
+    return torch.from_numpy(filled.view(np.uint8)).to(plane.device), stream, plane
 
 
-def _repack(kernels: CudaKernels, pool: Pool, name: str) -> float:
+def _repack(kernels: KernelLibrary, pool: Pool, name: str, timer: Timer) -> float:
     codec = get_codec(name)
     params = {} if name == "sign1" else {"group_size": 128}
     specs = codec.plane_specs((_N, _K), "BF16", params)
@@ -92,14 +92,14 @@ def _repack(kernels: CudaKernels, pool: Pool, name: str) -> float:
         sha256="",
     )
     packed = PackedTensor(entry, planes)
-    us = graph_microseconds(lambda: [to_kernel_layout(packed, kernels) for _ in range(4)]) / 4
+    us = timer(lambda: [to_kernel_layout(packed, kernels) for _ in range(4)]) / 4
     return packed.nbytes / us / 1e3
 
 
-def _merge(kernels: CudaKernels, pool: Pool, codec: str) -> float:
+def _merge(kernels: KernelLibrary, pool: Pool, codec: str, timer: Timer) -> float:
     built = build(Case("8b", "gate_up", codec, 1, 1), pool)
     bases = pool.dense(_N, _K)
     out = torch.empty_like(bases[0])
-    us = graph_microseconds(lambda: [merge_packed(kernels, out, base, built.tables[0], 0, 0) for base in bases])
+    us = timer(lambda: [merge_packed(kernels, out, base, built.tables[0], 0, 0) for base in bases])
     packed = built.packed_bytes // 2
     return len(bases) * (packed + 2 * out.nbytes) / us / 1e3

@@ -11,6 +11,10 @@ _REPLAYS = 9
 _COPY_BYTES = 2 << 30
 
 
+Timer = Callable[[Callable[[], object]], float]
+"""Tells how many microseconds some launches take."""
+
+
 def graph_microseconds(work: Callable[[], object]) -> float:
     """Returns the median time of some launches, captured in a graph: gaps between launches are the GPU's alone."""
     stream = torch.cuda.current_stream()

@@ -22,9 +22,9 @@ import torch
 from benchmarks.hardware import describe
 from benchmarks.kernel_cases import CODECS, MODELS, Case, Pool, build
 from benchmarks.kernel_decoding import measure_decoding
-from benchmarks.kernel_timing import copy_rate, graph_microseconds
+from benchmarks.kernel_timing import Timer, copy_rate, graph_microseconds
 from deltaserve.errors import PreconditionError
-from deltaserve.ops.kernel_library import CudaKernels
+from deltaserve.ops.kernel_library import CudaKernels, KernelLibrary
 from deltaserve.ops.merge_packed import merge_packed
 from deltaserve.ops.packed_sbmm import DEFAULT_TUNING, Tuning
 
@@ -73,8 +73,8 @@ HEADER = (
 class Baselines:
     """What a delta costs without the batched kernel, measured once for each linear, codec and number of rows."""
 
-    def __init__(self, pool: Pool, kernels: CudaKernels) -> None:
-        self._pool, self._kernels = pool, kernels
+    def __init__(self, pool: Pool, kernels: KernelLibrary, timer: Timer) -> None:
+        self._pool, self._kernels, self._timer = pool, kernels, timer
         self._dense: dict[tuple[object, ...], float] = {}
         self._merge: dict[tuple[object, ...], float] = {}
 
@@ -84,9 +84,9 @@ class Baselines:
         if key not in self._dense:
             n, k = case.shape
             weights = self._pool.dense(n, k)
-            x = torch.randn(case.rows, k, device="cuda").bfloat16()
-            out = torch.empty(case.rows, n, device="cuda", dtype=torch.bfloat16)
-            us = graph_microseconds(lambda: [torch.matmul(x, w.T, out=out) for w in weights])
+            x = torch.randn(case.rows, k, device=self._pool.device).bfloat16()
+            out = torch.empty(case.rows, n, device=self._pool.device, dtype=torch.bfloat16)
+            us = self._timer(lambda: [torch.matmul(x, w.T, out=out) for w in weights])
             self._dense[key] = us / len(weights)
         return self._dense[key]
 
@@ -104,26 +104,24 @@ class Baselines:
                     for part, out in enumerate(outs):
                         merge_packed(self._kernels, out, bases[part][number], table, 0, part)
 
-            self._merge[key] = graph_microseconds(run) / len(tables)
+            self._merge[key] = self._timer(run) / len(tables)
         return self._merge[key]
 
 
-def measure(case: Case, pool: Pool, kernels: CudaKernels, baselines: Baselines | None, copy: float) -> Result:
-    """Measures one case; without baselines only the kernel itself."""
+def measure(case: Case, pool: Pool, kernels: KernelLibrary, baselines: Baselines, copy: float, timer: Timer) -> Result:
+    """Measures one case."""
     built = build(case, pool)
-    us = graph_microseconds(lambda: built.launch_all(kernels)) / len(built.tables)
-    dense = merge = loop = float("nan")
-    if baselines is not None:
-        dense = case.deltas * baselines.dense(case)
-        merge = dense + case.deltas * baselines.merge(case)
-        loop = graph_microseconds(lambda: built.launch_one_by_one(kernels)) / len(built.tables)
+    us = timer(lambda: built.launch_all(kernels)) / len(built.tables)
+    dense = case.deltas * baselines.dense(case)
+    merge = dense + case.deltas * baselines.merge(case)
+    loop = timer(lambda: built.launch_one_by_one(kernels)) / len(built.tables)
     gbs = built.packed_bytes / us / 1e3
     return Result(case, built.packed_bytes, us, gbs, gbs / copy, dense, merge, loop)
 
 
-def sweep(options: argparse.Namespace, pool: Pool, kernels: CudaKernels, copy: float) -> list[Result]:
+def sweep(options: argparse.Namespace, pool: Pool, kernels: KernelLibrary, copy: float, timer: Timer) -> list[Result]:
     """Measures all cases that were asked for."""
-    baselines = Baselines(pool, kernels)
+    baselines = Baselines(pool, kernels, timer)
     results = []
     print(HEADER)
     for model in options.models:
@@ -132,18 +130,18 @@ def sweep(options: argparse.Namespace, pool: Pool, kernels: CudaKernels, copy: f
                 for deltas in options.deltas:
                     for rows in options.rows:
                         case = Case(model, linear, codec, deltas, rows)
-                        results.append(measure(case, pool, kernels, baselines, copy))
+                        results.append(measure(case, pool, kernels, baselines, copy, timer))
                         print(results[-1].line(), flush=True)
     return results
 
 
-def empty_plan(pool: Pool, kernels: CudaKernels) -> float:
+def empty_plan(pool: Pool, kernels: KernelLibrary, timer: Timer) -> float:
     """Returns the microseconds of a launch with nothing to do, within a graph."""
     built = build(Case("8b", "o", "sign1", 0, 1), pool)
-    return graph_microseconds(lambda: [built.launch_all(kernels) for _ in range(100)]) / 100 / len(built.tables)
+    return timer(lambda: [built.launch_all(kernels) for _ in range(100)]) / 100 / len(built.tables)
 
 
-def rate(case: Case, pool: Pool, kernels: CudaKernels, tuning: Tuning) -> float:
+def rate(case: Case, pool: Pool, kernels: KernelLibrary, tuning: Tuning) -> float:
     """Returns GB/s of packed bytes."""
     built = build(case, pool, tuning)
     return built.packed_bytes * len(built.tables) / graph_microseconds(lambda: built.launch_all(kernels)) / 1e3
@@ -205,17 +203,17 @@ def main() -> None:
     found: dict[str, object] = {"hardware": describe("cuda"), "torch": torch.__version__}
     side = torch.cuda.Stream()  # the default stream cannot be captured
     with torch.cuda.stream(side), kernels.stream(side):
-        pool = Pool(POOL_BYTES)
+        pool = Pool(POOL_BYTES, kernels.device)
         copy = copy_rate()
         found["copy_gbs"] = copy
         print(f"device copy: {copy:.0f} GB/s, read and written")
         if options.tune:
             found["tune"] = tune(options, pool, copy)
         else:
-            found["empty_plan_us"] = empty_plan(pool, kernels)
+            found["empty_plan_us"] = empty_plan(pool, kernels, graph_microseconds)
             print(f"empty plan: {found['empty_plan_us']:.2f} us a launch")
-            found["decoding"] = measure_decoding(kernels, pool, copy)
-            found["results"] = [asdict(result) for result in sweep(options, pool, kernels, copy)]
+            found["decoding"] = measure_decoding(kernels, pool, copy, graph_microseconds)
+            found["results"] = [asdict(result) for result in sweep(options, pool, kernels, copy, graph_microseconds)]
     if options.json:
         options.json.write_text(json.dumps(found, indent=1))
 

@@ -74,7 +74,9 @@ class CudaKernels:
     def stream(self, stream: torch.cuda.Stream | None = None) -> Iterator[None]:
         """Sends launches to a stream of torch, the current one if None. Enter it once a step: it costs 10 µs."""
         chosen = stream or torch.cuda.current_stream(self.device)
-        with self._cupy.cuda.Stream.from_external(chosen):
+        cuda = self._cupy.cuda
+        known = hasattr(chosen, "__cuda_stream__")  # of older torch only the address can be passed
+        with cuda.Stream.from_external(chosen) if known else cuda.ExternalStream(chosen.cuda_stream):
             yield
 
 
