@@ -65,7 +65,7 @@ class CudaKernels:
         return self._kernels[name]
 
     def warm_up(self) -> None:
-        """Compiles and loads every kernel: 0.3 to 0.5 s each at first, so do it before serving."""
+        """Compiles (the first time: some 10 s in all) or reads from the disk cache, and loads, every kernel; before serving."""
         for name in KERNELS:
             self.get(name)
         torch.cuda.synchronize(self.device)
