@@ -65,7 +65,7 @@ class CudaKernels:
         return self._kernels[name]
 
     def warm_up(self) -> None:
-        """Compiles (the first time: some 10 s in all) or reads from the disk cache, and loads, every kernel; before serving."""
+        """Compiles (some 10 s at first, then from the disk cache) and loads every kernel: do it before serving."""
         for name in KERNELS:
             self.get(name)
         torch.cuda.synchronize(self.device)
