@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.stamp-setup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-fast browser lint format types imports protos stubs check clean
+.PHONY: kernels-test kernels-sanitize kernels-bench kernels-tune help setup demo test test-fast browser lint format types imports protos stubs check clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ stubs: $(SETUP) ## regenerate deltaserve/v1 from protos/
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_stubs.py
 
 check: lint test ## what CI runs
+
+kernels-test kernels-sanitize kernels-bench kernels-tune: kernels-%: $(SETUP) ## the kernels on an NVIDIA GPU
+	@PYTHON=$(BIN)/python bash scripts/check_kernels.sh $*
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .deltaserve

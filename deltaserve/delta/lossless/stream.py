@@ -45,11 +45,39 @@ class _Written:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A byte-plane of a stream that is being read: its bytes, and its table when it is coded."""
+class BytePlane:
+    """Where a byte-plane lies in a stream.
+
+    Attributes:
+        size: its bytes when decoded.
+        table: of a coded one; None: it is stored raw.
+        at: offset of the packed table, or of the raw bytes.
+        before: blocks of the byte-planes before it.
+        blocks: its own, 0 when raw.
+    """
 
     size: int
     table: TableHeader | None
+    at: int
+    before: int
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLayout:
+    """Where the sections of a stream lie.
+
+    Attributes:
+        block: bytes that are decoded independently.
+        planes: the byte-planes in order.
+        ends_at, states_at, words_at: offsets of u32 [B], u32 [B, 32] and u16 [W] of all B blocks.
+    """
+
+    block: int
+    planes: tuple[BytePlane, ...]
+    ends_at: int
+    states_at: int
+    words_at: int
 
 
 def estimate(raw: Bytes, block: int | None = None) -> int:
@@ -117,28 +145,57 @@ def decode(stream: Bytes, size: int) -> Bytes:
         FormatError: anything malformed. Time and memory are bounded: a stream has 132 bytes at least for each block of
             what it holds, which is checked before anything of that size is made.
     """
+    layout = read_layout(stream, size)
+    planes = layout.planes
+    count = sum(plane.blocks for plane in planes)
+    ends = _section(stream, layout.ends_at, 4 * count).view("<u4").astype(np.int64)
+    states = _section(stream, layout.states_at, 4 * rans.LANES * count).view("<u4").reshape(-1, rans.LANES)
+    words = _section(stream, layout.words_at, 2 * int(ends[-1]) if count else 0).view("<u2")
+    decoded = _decode_planes(stream, layout, rans.Coded(ends, states, words))
+    if len(planes) == 1:
+        return next(decoded) if planes[0].table else _section(stream, planes[0].at, size)
+    raw = np.empty(size, dtype=np.uint8)
+    for number, plane in enumerate(planes):
+        raw[number :: len(planes)] = next(decoded) if plane.table else stream[plane.at : plane.at + plane.size]
+    return raw
+
+
+def read_layout(stream: Bytes, size: int) -> StreamLayout:
+    """Returns where a stream's sections lie, having checked all that can be checked without decoding.
+
+    Raises:
+        FormatError: as `decode`, but for damage within tables and blocks.
+    """
     reader = _Reader(stream)
     stride, block, kinds = _read_head(reader)
-    parts = [_Part(_part_size(size, number, stride), table) for number, table in enumerate(kinds)]
-    if parts[-1].size < 1:
+    sizes = [_part_size(size, number, stride) for number in range(stride)]
+    if sizes[-1] < 1:
         raise FormatError(f"lossless stream: {stride} byte-planes for {size} bytes; expected no empty ones")
-    frequencies = [tables.unpack(reader.take(p.table.bytes), p.table) for p in parts if p.table]
-    counts = [rans.blocks_of(part.size, block) for part in parts if part.table]
-    ends = reader.take(4 * sum(counts)).copy().view("<u4").astype(np.int64)
-    states = reader.take(4 * rans.LANES * sum(counts)).copy().view("<u4").reshape(-1, rans.LANES)
-    words = reader.take(2 * int(ends[-1]) if ends.size else 0).copy().view("<u2")
-    left = reader.left - sum(part.size for part in parts if not part.table)
+    tables_at = [reader.skip(table.bytes) if table else 0 for table in kinds]
+    counts = [rans.blocks_of(part, block) if table else 0 for part, table in zip(sizes, kinds, strict=True)]
+    count = sum(counts)
+    ends_at = reader.skip(4 * count)
+    states_at = reader.skip(4 * rans.LANES * count)
+    last = int(_section(stream, states_at - 4, 4).view("<u4")[0]) if count else 0
+    words_at = reader.skip(2 * last)
+    raw_at = [reader.at] * stride
+    for number in range(1, stride):
+        raw_at[number] = raw_at[number - 1] + (0 if kinds[number - 1] else sizes[number - 1])
+    left = reader.left - sum(part for part, table in zip(sizes, kinds, strict=True) if not table)
     if left:
         raise FormatError(
             f"lossless stream of {stream.size} bytes: {abs(left)} {'too many' if left > 0 else 'missing'}"
         )
-    decoded = _decode_parts(frequencies, counts, rans.Coded(ends, states, words), parts, block)
-    if stride == 1:
-        return next(decoded) if parts[0].table else reader.take(size).copy()
-    raw = np.empty(size, dtype=np.uint8)
-    for number, part in enumerate(parts):
-        raw[number::stride] = next(decoded) if part.table else reader.take(part.size)
-    return raw
+    planes = tuple(
+        BytePlane(sizes[n], table, tables_at[n] if table else raw_at[n], sum(counts[:n]), counts[n])
+        for n, table in enumerate(kinds)
+    )
+    return StreamLayout(block, planes, ends_at, states_at, words_at)
+
+
+def _section(stream: Bytes, at: int, size: int) -> Bytes:
+    """Returns a copy, aligned for wider types."""
+    return stream[at : at + size].copy()
 
 
 class _Reader:
@@ -152,13 +209,22 @@ class _Reader:
     def left(self) -> int:
         return self._stream.size - self._at
 
-    def take(self, size: int) -> Bytes:
+    @property
+    def at(self) -> int:
+        return self._at
+
+    def skip(self, size: int) -> int:
+        """Returns where a section of `size` bytes begins."""
         if size > self.left:
             raise FormatError(
                 f"lossless stream of {self._stream.size} bytes ends early: {size} more expected after {self._at}"
             )
         self._at += size
-        return self._stream[self._at - size : self._at]
+        return self._at - size
+
+    def take(self, size: int) -> Bytes:
+        begin = self.skip(size)
+        return self._stream[begin : self._at]
 
 
 def _read_head(reader: _Reader) -> tuple[int, int, list[TableHeader | None]]:
@@ -182,17 +248,18 @@ def _read_head(reader: _Reader) -> tuple[int, int, list[TableHeader | None]]:
     return stride, 1 << log_block, kinds
 
 
-def _decode_parts(
-    frequencies: list[Ints], counts: list[int], coded: rans.Coded, parts: list[_Part], block: int
-) -> Iterator[Bytes]:
+def _decode_planes(stream: Bytes, layout: StreamLayout, coded: rans.Coded) -> Iterator[Bytes]:
     """Yields the coded byte-planes one by one."""
-    sizes = [part.size for part in parts if part.table]
-    begin = word = 0
-    for table, count, size in zip(frequencies, counts, sizes, strict=True):
-        ends = coded.ends[begin : begin + count]
-        own = rans.Coded(ends - word, coded.states[begin : begin + count], coded.words[word : max(word, int(ends[-1]))])
-        yield rans.decode(own, table, size, block)
-        begin, word = begin + count, int(ends[-1])
+    word = 0
+    for plane in layout.planes:
+        if plane.table is None:
+            continue
+        frequencies = tables.unpack(stream[plane.at : plane.at + plane.table.bytes], plane.table)
+        picked = slice(plane.before, plane.before + plane.blocks)
+        ends = coded.ends[picked]
+        own = rans.Coded(ends - word, coded.states[picked], coded.words[word : max(word, int(ends[-1]))])
+        yield rans.decode(own, frequencies, plane.size, layout.block)
+        word = int(ends[-1])
 
 
 def _block_of(size: int) -> int:

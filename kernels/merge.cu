@@ -1,0 +1,104 @@
+// out = W_b + Δ̂ in bf16 from one packed part, for prefill and hot deltas. Launcher and reference: deltaserve/ops/merge_packed.py.
+//
+// A warp takes a chunk: 32 features × 128 columns. For a register pair (r, r + 2) of step j a lane holds four neighbouring columns
+// of one feature: 8 bytes read of W_b and 8 written; the four lanes of a feature fill a sector of 32.
+#include "layout.cuh"
+
+namespace {
+
+struct Target {
+  u16* out;
+  const u16* base;
+  long long ldo, ldb;
+  int columns, base_rows;
+};
+
+struct Four {
+  float v[4];
+};
+
+// left · right of a feature at columns k … k + 3. Never inlined: it would be at every step of every unrolled loop.
+NO_INLINE Four low_rank(const Part* part, int feature, int columns, int k) {
+  Four sum{{0.f, 0.f, 0.f, 0.f}};
+  for (int j = 0; j < part->rank; ++j) {
+    const float left = factor_value(part->left, part->factor, (long long)j * part->n + feature);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      sum.v[i] += left * factor_value(part->right, part->factor, (long long)j * columns + k + i);
+  }
+  return sum;
+}
+
+DEVICE float scale_of(const Part* part, int feature, int k) {
+  const u16* scales = (const u16*)part->scales;
+  if (!part->group) return half_to_float(scales[feature]);
+  const int n = feature % BLOCK_N;  // [block][group][g][m, r & 1]
+  const long long record = (long long)(feature / BLOCK_N) * part->groups + k / part->group;
+  return half_to_float(scales[record * BLOCK_N + (n & 7) * 4 + n / 8]);
+}
+
+template <int BITS>
+DEVICE float code_value(const u32* w, const Part* part, int m, int j, int r, int h, int k) {
+  const u32 code = Codes<BITS>::code(w, m, j, r, h);
+  if (BITS > 1) return 0.5f * (float)(2 * (int)code - part->zero2);
+  const float sign = code ? 1.f : -1.f;
+  return part->column ? sign * half_to_float(((const u16*)part->column)[k]) : sign;
+}
+
+template <int BITS>
+DEVICE void merge_chunk(const Target& to, const Part* part, int block, int chunk, int chunks) {
+  const int lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
+  u32 w[BITS ? 4 * BITS : 4];
+#pragma unroll
+  for (int unit = 0; unit < BITS; ++unit) {
+    const long long number = ((long long)block * chunks + chunk) * BITS + unit;
+    const Vec4 v = load_once((const u8*)part->codes + number * UNIT_BYTES + lane * 16);
+    w[4 * unit] = v.x, w[4 * unit + 1] = v.y, w[4 * unit + 2] = v.z, w[4 * unit + 3] = v.w;
+  }
+#pragma unroll
+  for (int m = 0; m < 2; ++m)
+#pragma unroll
+    for (int odd = 0; odd < 2; ++odd) {
+      const int feature = block * BLOCK_N + 16 * m + 8 * odd + g;
+      if (feature >= part->n) continue;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const int k = chunk * CHUNK_K + 16 * j + 4 * t;
+        if (k >= to.columns) break;
+        Vec2 old{0, 0};
+        if (feature < to.base_rows) old = *(const Vec2*)(to.base + feature * to.ldb + k);
+        const float scale = BITS ? scale_of(part, feature, k) : 0.f;
+        Four low{{0.f, 0.f, 0.f, 0.f}};
+        if (part->rank) low = low_rank(part, feature, to.columns, k);
+        u16 merged[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const u32 two = i < 2 ? old.x : old.y;
+          float delta = 0.f;
+          if constexpr (BITS > 0) delta = code_value<BITS>(w, part, m, j, odd + 2 * (i >> 1), i & 1, k + i) * scale;
+          merged[i] = float_to_bf16(bf16_to_float((u16)(i & 1 ? two >> 16 : two)) + (delta + low.v[i]));
+        }
+        *(Vec2*)(to.out + feature * to.ldo + k) = Vec2{pack2(merged[0], merged[1]), pack2(merged[2], merged[3])};
+      }
+    }
+}
+
+}  // namespace
+
+// out bf16 [n, ldo], base bf16 [base_rows, ldb]: rows that the base lacks count as zero; both on 8 bytes, strides multiples of 4.
+extern "C" __global__ void __launch_bounds__(256)
+    merge(u16* out, long long ldo, const u16* base, long long ldb, int base_rows, int columns, const Part* part) {
+  const int chunks = (columns + CHUNK_K - 1) / CHUNK_K, warps = gridDim.x * (blockDim.x / 32);
+  const int blocks = (part->n + BLOCK_N - 1) / BLOCK_N;
+  const Target to{out, base, ldo, ldb, columns, base_rows};
+  for (long long item = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; item < (long long)blocks * chunks; item += warps) {
+    const int block = (int)(item / chunks), chunk = (int)(item % chunks);
+    switch (part->bits) {
+      case 0: merge_chunk<0>(to, part, block, chunk, chunks); break;
+      case 1: merge_chunk<1>(to, part, block, chunk, chunks); break;
+      case 2: merge_chunk<2>(to, part, block, chunk, chunks); break;
+      case 3: merge_chunk<3>(to, part, block, chunk, chunks); break;
+      case 4: merge_chunk<4>(to, part, block, chunk, chunks); break;
+    }
+  }
+}

@@ -1,0 +1,71 @@
+// Rows of x in shared memory, and their sums for `sign1`. Part of sbmm.cu.
+#pragma once
+#include "schedule.cuh"
+
+namespace {
+
+// What of x lies in shared memory.
+struct Staged {
+  int tile;
+  u64 column;
+  bool sums;
+};
+
+// Copies rows of a tile, columns begin … begin + count − 1, times the part's column scales; zeros beyond K.
+DEVICE void stage_rows(const Problem& p, const Tile& tile, const u16* column, int begin, int count, u8* xs, int stride) {
+  const int pieces = count / 8;
+  for (int i = threadIdx.x; i < pieces * tile.rows; i += THREADS) {
+    const int row = i / pieces, k = (i - row * pieces) * 8 + begin;
+    Vec4 v{0, 0, 0, 0};
+    if (k < p.columns) {
+      v = *(const Vec4*)(p.x + p.order[tile.begin + row] * p.ldx + k);
+      if (column) {
+        u32 w[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const float low = bf16_to_float((u16)w[j]) * half_to_float(column[k + 2 * j]);
+          const float high = bf16_to_float((u16)(w[j] >> 16)) * half_to_float(column[k + 2 * j + 1]);
+          w[j] = pack2(float_to_bf16(low), float_to_bf16(high));
+        }
+        v = Vec4{w[0], w[1], w[2], w[3]};
+      }
+    }
+    *(Vec4*)(xs + row * stride + (k - begin) * 2) = v;
+  }
+}
+
+// X_hi and X of the rows w, w + WARPS, … of warp w: this lane's share.
+struct RowSums {
+  float high[LINES], all[LINES];
+};
+
+// Lanes take neighbouring columns, in ascending order whatever the slices are.
+DEVICE void sum_rows(RowSums& sums, const Tile& tile, int count, const u8* xs, int stride, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < LINES; ++i) {
+    const int row = warp + i * WARPS;
+    if (row >= tile.rows) break;
+    for (int k = 4 * lane; k < count; k += CHUNK_K) {
+      const Vec2 v = *(const Vec2*)(xs + row * stride + k * 2);
+      const float high = bf16_to_float((u16)v.y) + bf16_to_float((u16)(v.y >> 16));
+      sums.high[i] += high;
+      sums.all[i] += high + (bf16_to_float((u16)v.x) + bf16_to_float((u16)(v.x >> 16)));
+    }
+  }
+}
+
+DEVICE void publish_sums(RowSums& sums, const Tile& tile, float2* to, int warp, int lane) {
+#pragma unroll
+  for (int i = 0; i < LINES; ++i) {
+    const int row = warp + i * WARPS;
+    if (row >= tile.rows) break;
+#pragma unroll
+    for (int mask = 16; mask; mask /= 2) {
+      sums.high[i] += shuffle_xor(sums.high[i], mask);
+      sums.all[i] += shuffle_xor(sums.all[i], mask);
+    }
+    if (lane == 0) to[row] = float2{sums.high[i], sums.all[i]};
+  }
+}
+
+}  // namespace
