@@ -3,8 +3,8 @@
 For each fine-tune of a zoo (`base/` and one folder a fine-tune with train.jsonl and test.jsonl) and each method: stored
 bits a parameter and the whole checkpoint's ratio, everything counted (scales, masks, embeddings, norms); KL in nats a
 token and top-1 agreement with the fine-tune over held-out answers; exact match of the greedy continuation over
-test.jsonl. All methods calibrate with the same 256 rows of train.jsonl, and whole models of `transformers` over merged
-weights measure them all.
+test.jsonl, and the points gained on the fine-tune over the same rows with their standard error. All methods calibrate
+with the same 256 rows of train.jsonl, and whole models of `transformers` over merged weights measure them all.
 
     .venv/bin/python -m benchmarks.compression --models conj_fr --json compression.json --ablations
 
@@ -26,16 +26,23 @@ from benchmarks.compression_methods.bitdelta import STEPS
 from benchmarks.compression_methods.case import STORED_BITS, Case, Method, StateDict, load_config, load_weights
 from benchmarks.compression_methods.catalogue import catalogue
 from benchmarks.compression_methods.data import Data, read_data
-from benchmarks.compression_methods.evaluation import evaluate
+from benchmarks.compression_methods.evaluation import answered_right, evaluate, gained
+from benchmarks.compression_methods.models import build
 from benchmarks.hardware import describe
 from deltaserve.files import publish, temp_beside
 
-HEADER = f"{'model':12} {'method':36} {'bits/p':>7} {'ratio':>8} {'KL':>9} {'agree %':>8} {'exact %':>8} {'seconds':>8}"
+HEADER = (
+    f"{'model':12} {'method':36} {'bits/p':>7} {'ratio':>8} {'KL':>9} {'agree %':>8} {'exact %':>8} {'gained':>12} "
+    f"{'seconds':>8}"
+)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table, see the module; shares are 0 to 1, seconds the compression's, ratio None for 0 bits."""
+    """One line of the table, see the module; shares are 0 to 1, seconds the compression's, ratio None for 0 bits.
+
+    Rows of older files do not say what was gained.
+    """
 
     model: str
     method: str
@@ -47,13 +54,18 @@ class Row:
     compress_seconds: float
     test_rows: int
     hardware: str
+    gained: float | None = None
+    gained_error: float | None = None
 
     def line(self) -> str:
         """Returns the row as text under HEADER."""
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}x"
+        gained = "-"
+        if self.gained is not None and self.gained_error is not None:
+            gained = f"{100 * self.gained:+.2f} ±{100 * self.gained_error:.2f}"
         return (
             f"{self.model:12} {self.method:36} {self.bits_per_parameter:7.3f} {ratio:>8} {self.kl:9.5f} "
-            f"{100 * self.agreement:8.2f} {100 * self.accuracy:8.2f} {self.compress_seconds:8.1f}"
+            f"{100 * self.agreement:8.2f} {100 * self.accuracy:8.2f} {gained:>12} {self.compress_seconds:8.1f}"
         )
 
 
@@ -88,6 +100,7 @@ class Bench:
         self.name, self._device, self._limit = name, device, limit
         self._base, self._tuned = zoo / "base", zoo / name
         self._ready: tuple[StateDict, StateDict, Case, Data] | None = None
+        self._reference: list[bool] | None = None
 
     def measure(self, name: str, method: Method) -> Row:
         """Runs a method and evaluates what it made."""
@@ -98,6 +111,7 @@ class Bench:
             torch.cuda.synchronize()
         seconds = time.monotonic() - began
         figures = evaluate(case.config, tuned, merged, data, self._device)
+        more, error = gained(figures.right, self._fine_tune_right())
         parameters = sum(weight.numel() for weight in tuned.values())
         return Row(
             model=self.name,
@@ -110,7 +124,15 @@ class Bench:
             compress_seconds=seconds,
             test_rows=len(data.rows),
             hardware=hardware(self._device),
+            gained=more,
+            gained_error=error,
         )
+
+    def _fine_tune_right(self) -> list[bool]:
+        if self._reference is None:
+            _, tuned, case, data = self._prepared()
+            self._reference = answered_right(build(case.config, tuned, self._device), data, self._device)
+        return self._reference
 
     def _prepared(self) -> tuple[StateDict, StateDict, Case, Data]:
         if self._ready is None:

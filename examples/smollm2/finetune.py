@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.compression_methods.data import Data, LabelledRow
-from benchmarks.compression_methods.evaluation import exact_match
+from benchmarks.compression_methods.evaluation import answered_right
 from benchmarks.compression_methods.models import padded
 
 SIDE_FILES = (
@@ -143,7 +143,8 @@ def accuracy(folder: Path, rows: list[LabelledRow], tokenizer: Any, device: str)
     """Returns the exact match of a checkpoint, computed in its own bf16 on a GPU."""
     model = load(folder, device).eval()
     data = Data([], rows, (tokenizer.eos_token_id,), tokenizer.decode)
-    return exact_match(model if device == "cpu" else model.to(torch.bfloat16), data, device)
+    right = answered_right(model if device == "cpu" else model.to(torch.bfloat16), data, device)
+    return sum(right) / len(right)
 
 
 def main() -> None:

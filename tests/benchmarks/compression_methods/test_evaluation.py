@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.compression_methods.case import StateDict, load_config, load_weights
 from benchmarks.compression_methods.data import Data, LabelledRow, read_data
-from benchmarks.compression_methods.evaluation import evaluate
+from benchmarks.compression_methods.evaluation import evaluate, gained
 from benchmarks.compression_methods.models import build
 
 
@@ -54,3 +54,10 @@ def test_accuracy_is_the_share_of_greedy_continuations(parts: tuple[object, Stat
         rows.append(LabelledRow(prompt, row.answer, [text if number % 2 else text + "?"]))
     expected = sum(number % 2 for number in range(len(rows))) / len(rows)
     assert evaluate(config, tuned, tuned, Data([], rows, data.ends, data.text), "cpu").accuracy == expected
+
+
+def test_what_is_gained_counts_rows_that_differ():
+    right, reference = [True, True, False, False] * 25, [True, False, True, False] * 25
+    assert gained(right, reference) == (0.0, pytest.approx(0.5**0.5 / 10))
+    assert gained(reference, reference) == (0.0, 0.0)
+    assert gained([True] * 100, [False] * 50 + [True] * 50) == (0.5, pytest.approx(0.05))

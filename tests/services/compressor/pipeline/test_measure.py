@@ -55,8 +55,8 @@ def choices_of(delta: torch.Tensor) -> list[Choice]:
 
 def some_choices(delta: torch.Tensor) -> list[Choice]:
     """One of each kind: a whole measure of a large vocabulary takes seconds."""
-    tiered = [choice for choice in choices_of(delta) if choice.codec == "tiered_sign1"]
-    return [Choice("sign1"), Choice("int4"), tiered[-1], Choice("lowrank_sign1", {"rank": 1})]
+    tiered = [choice for choice in choices_of(delta) if choice.codec == "tiered_vector8"]
+    return [Choice("sign1"), Choice("int4"), tiered[-1], Choice("lowrank_vector8", {"rank": 1})]
 
 
 def test_a_large_vocabulary_with_a_heavy_tail():
@@ -107,12 +107,12 @@ def test_factors_are_candidates_only_of_what_is_of_low_rank(rank: int):
 def test_directions_beside_a_rest_are_candidates_where_they_hold_much():
     torch.manual_seed(7)
     use = [Sensitivity(gram(256), torch.rand(512))]
-    choices = [Choice("lowrank_sign1", {"rank": r}) for r in (1, 2)]
+    choices = [Choice("lowrank_vector8", {"rank": r}) for r in (1, 2)]
     noise = torch.randn(512, 256)
     standing_out = noise + 0.5 * torch.randn(512, 1) * torch.randn(256)
     assert Measure(noise, use, choices, sample_rows(noise, use, 64)).cost(choices[0]) is None
-    measure = Measure(standing_out, use, [*choices, Choice("sign1")], sample_rows(standing_out, use, 64))
-    with_it, plain = measure.cost(choices[0]), measure.cost(Choice("sign1"))
+    measure = Measure(standing_out, use, [*choices, Choice("vector8")], sample_rows(standing_out, use, 64))
+    with_it, plain = measure.cost(choices[0]), measure.cost(Choice("vector8"))
     assert with_it is not None
     assert plain is not None
     assert with_it < plain
