@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from deltaserve.delta.coding import exact_codec
 from deltaserve.delta.manifest import TensorClass
 from deltaserve.files import publish, temp_beside
 from services.compressor.pipeline.allocation import Candidate
-from services.compressor.pipeline.batches import Batch
+from services.compressor.pipeline.batches import Batch, make_batches
 from services.compressor.pipeline.choices import EXACT, Choice, Chooser, candidates
 from services.compressor.pipeline.coder import Statistics
 from services.compressor.pipeline.decoder import Decoder
@@ -24,7 +25,10 @@ from services.compressor.pipeline.measure import Measure, metric_of, sample_rows
 from services.compressor.pipeline.pair import Layer, Pair
 from services.compressor.pipeline.progress import Progress
 from services.compressor.pipeline.row_sample import ALL
+from services.compressor.pipeline.samples import Samples
 from services.compressor.pipeline.sensitivity import Backward, Sensitivity
+
+log = logging.getLogger(__name__)
 
 MAX_TOKENS = 8192
 """Most tokens that a profile is made from: costs of tensors differ by far more than what more of them would tell."""
@@ -33,6 +37,28 @@ _ROWS = 256  # of a linear whose errors are measured
 _TABLE = "profile.json"
 _PRIORS = "profile.safetensors"
 _OF = "::"
+
+
+def profiled_batches(samples: Samples) -> tuple[list[Batch], list[torch.Tensor]]:
+    """Returns what a profile is made from: calibration sequences in which something is asked, at most MAX_TOKENS.
+
+    With each batch comes, bool [B, T], the places before the tokens that the fine-tune is asked to say.
+    """
+    chosen, tokens = [], 0
+    for i, sequence in enumerate(samples.calibration):
+        if any(samples.asked[i][1:]) and tokens < MAX_TOKENS:
+            chosen.append(i)
+            tokens += len(sequence)
+    batches = make_batches([samples.calibration[i] for i in chosen])
+    measured = []
+    for batch in batches:
+        places = torch.zeros(batch.tokens.shape, dtype=torch.bool)
+        for place, row in enumerate(batch.rows):
+            asked = torch.tensor(samples.asked[chosen[row]][1:])
+            places[place, : len(asked)] = asked
+        measured.append(places)
+    log.info("profiling over %d tokens", tokens)
+    return batches, measured
 
 
 class Profile(msgspec.Struct, frozen=True):

@@ -14,7 +14,6 @@ from deltaserve.delta.classes import classify
 from deltaserve.delta.headers import DTYPE_BYTES
 from deltaserve.delta.manifest import MANIFEST_FILE, Manifest, TensorClass
 from services.compressor.pipeline.assembly import Assembly
-from services.compressor.pipeline.batches import make_batches
 from services.compressor.pipeline.choices import EXACT, Choice, Chooser
 from services.compressor.pipeline.coder import Coder
 from services.compressor.pipeline.compression import Compression, coding_of_parts
@@ -24,7 +23,7 @@ from services.compressor.pipeline.models import Models
 from services.compressor.pipeline.pair import Pair
 from services.compressor.pipeline.parts import Parts
 from services.compressor.pipeline.plan import Attempt, Plan, Planner
-from services.compressor.pipeline.profile import MAX_TOKENS, Profile, Profiler
+from services.compressor.pipeline.profile import Profile, Profiler, profiled_batches
 from services.compressor.pipeline.progress import Progress
 from services.compressor.pipeline.report import make_report
 from services.compressor.pipeline.samples import Samples
@@ -117,21 +116,7 @@ class Search:
         found = profiler.load()
         if found is not None:
             return found
-        chosen, tokens = [], 0
-        for i, sequence in enumerate(self.samples.calibration):
-            if any(self.samples.asked[i][1:]) and tokens < MAX_TOKENS:
-                chosen.append(i)
-                tokens += len(sequence)
-        batches = make_batches([self.samples.calibration[i] for i in chosen])
-        measured = []
-        for batch in batches:
-            places = torch.zeros(batch.tokens.shape, dtype=torch.bool)
-            for place, row in enumerate(batch.rows):
-                asked = torch.tensor(self.samples.asked[chosen[row]][1:])
-                places[place, : len(asked)] = asked
-            measured.append(places)
-        log.info("profiling over %d tokens", tokens)
-        return profiler.make(batches, measured, self.progress)
+        return profiler.make(*profiled_batches(self.samples), self.progress)
 
     def _try(
         self, plan: Plan, profiler: Profiler, models: Models, attempts: list[Attempt], *, again: bool = False
