@@ -4,13 +4,12 @@
 
 namespace {
 
-// What of x lies in shared memory, and whose codewords.
+// What of x lies in shared memory, and whose codewords. Lies there too: there are no registers for it.
 struct Staged {
-  int tile, stride;
-  u64 column;
-  bool sums;
-  u64 book;
+  u64 column, book;
+  int tile, stride, sums;
 };
+static_assert(sizeof(Staged) <= SUM_BYTES - TILE_ROWS * 8, "there is room behind the sums");
 
 // How rows of x lie for a kind of codes: their chunks, and the bytes after each row, so that the lanes that read at once (8 of 16
 // bytes, 16 of 8) fall into different banks.

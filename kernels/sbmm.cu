@@ -21,6 +21,7 @@ struct Shared {
   u8 *ring, *xs;
   float* red;
   float2* row_sums;
+  Staged* staged;
 };
 
 template <int NT>
@@ -112,9 +113,10 @@ DEVICE void add_chunks(const Problem& p, int end, Producer& producer, int& taken
 // All of a run but the end: partial sums of each warp to shared memory.
 template <int KIND, int NT>
 DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, const Run& run, int end, Producer& producer,
-                    int& taken, const Shared& shared, Staged& staged) {
+                    int& taken, const Shared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
   const Part* part = place.part;
+  const Staged staged = *shared.staged;
   const RowLayout layout = row_layout(KIND > MAX_BITS ? KIND : 0);
   const bool whole = fits(part, tile);
   const int slice = whole ? part->chunks : slice_chunks(layout, tile.rows);
@@ -166,9 +168,11 @@ DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, cons
         }
       }
   }
-  const bool book_left = known || tile.rows * stride <= X_BYTES - BOOK_BYTES;
-  staged = Staged{whole ? place.tile : -1, stride, part->column, known ? staged.sums : KIND == 1,
-                  KIND > MAX_BITS ? part->book : (book_left ? staged.book : 0)};
+  if (threadIdx.x == 0) {  // all have read it: they waited for one another at item 0
+    const bool book_left = known || tile.rows * stride <= X_BYTES - BOOK_BYTES;
+    *shared.staged = Staged{part->column, KIND > MAX_BITS ? part->book : (book_left ? staged.book : 0),
+                            whole ? place.tile : -1, stride, known ? staged.sums : KIND == 1};
+  }
   sync_block();
 }
 
@@ -236,15 +240,17 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Problem p{y,   x,   table,   (const Tile*)(plan + PLAN_HEADER),      plan + PLAN_HEADER + 4 * max_tiles, shrunk,
                   ldy, ldx, columns, parts, max_rank, plan[0]};
-  const Shared shared{memory + warp * STAGES * SLOT_BYTES, memory + RING_BYTES + RED_BYTES + SUM_BYTES,
-                      (float*)(memory + RING_BYTES), (float2*)(memory + RING_BYTES + RED_BYTES)};
+  u8* sums = memory + RING_BYTES + RED_BYTES;
+  const Shared shared{memory + warp * STAGES * SLOT_BYTES, sums + SUM_BYTES, (float*)(memory + RING_BYTES), (float2*)sums,
+                      (Staged*)(sums + TILE_ROWS * 8)};
   int end;
   Place place = first_place(p, lane, end);
   Producer producer{place, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0, 0, 0, 0, 0};
   Producer::open(producer, p, end, warp, lane);
   for (int i = 0; i < STAGES; ++i) Producer::fetch(producer, p, end, shared.ring, warp, lane);
   int taken = 0;
-  Staged staged{-1, 0, 0, false, 0};
+  if (threadIdx.x == 0) *shared.staged = Staged{0, 0, -1, 0, 0};
+  sync_block();
   while (place.at < end && place.tile < p.tile_count) {
     const Tile tile = p.tiles[place.tile];
     const Run run = run_at(place, tile, end);
@@ -253,22 +259,22 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
     for (int i = 0; i < LINES; ++i)
       ahead[i] = ask_ahead(place.part, output_of(p, place, tile, run, warp + i * WARPS));
     switch (kind_of(place.part) * 2 + (tile.rows > 8)) {
-      case 2: add_run<1, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 3: add_run<1, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 4: add_run<2, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 5: add_run<2, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 6: add_run<3, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 7: add_run<3, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 8: add_run<4, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 9: add_run<4, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 16: add_run<8, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 17: add_run<8, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 24: add_run<12, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 25: add_run<12, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 32: add_run<16, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 33: add_run<16, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 48: add_run<24, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 49: add_run<24, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
+      case 2: add_run<1, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 3: add_run<1, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 4: add_run<2, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 5: add_run<2, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 6: add_run<3, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 7: add_run<3, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 8: add_run<4, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 9: add_run<4, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 16: add_run<8, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 17: add_run<8, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 24: add_run<12, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 25: add_run<12, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 32: add_run<16, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 33: add_run<16, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 48: add_run<24, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 49: add_run<24, 2>(p, place, tile, run, end, producer, taken, shared); break;
       default: break;
     }
 #pragma unroll

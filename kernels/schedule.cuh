@@ -19,7 +19,7 @@ constexpr int SLOT_BYTES = UNIT_BYTES + 64;  // a unit, and 32 scales
 constexpr int RED_STRIDE = 36;               // floats between rows of partial sums: no bank twice
 constexpr int RING_BYTES = WARPS * STAGES * SLOT_BYTES;
 constexpr int RED_BYTES = WARPS * TILE_ROWS * RED_STRIDE * 4;
-constexpr int SUM_BYTES = TILE_ROWS * 8;
+constexpr int SUM_BYTES = TILE_ROWS * 16;     // of rows of x, and what is staged
 constexpr int LINES = TILE_ROWS / WARPS;     // (item, row) pairs that a warp finishes of a run
 constexpr int BOOK_BYTES = 32768;            // the end of the place for x, while there are codewords
 static_assert(STAGES > 4, "a chunk of four units must fit with one to spare");

@@ -66,12 +66,11 @@ DEVICE void add_vectors(const Problem& p, int end, Producer& producer, int& take
     if (chunk < first) continue;
     wait_groups<STAGES - 1>();
     sync_warp();
-    const Vec4 v = *(const Vec4*)(ring + taken * SLOT_BYTES + lane * 16);
-    const u32 w[4] = {v.x, v.y, v.z, v.w};
+    Vec4 w = *(const Vec4*)(ring + taken * SLOT_BYTES + lane * 16);
     taken = taken == STAGES - 1 ? 0 : taken + 1;
     sync_warp();
     Producer::fetch(producer, p, end, ring, warp, lane);
-#pragma unroll
+#pragma unroll 1  // what more steps at once would ask for ahead, there are no registers for
     for (int c = 0; c < 4; ++c) {
       const int offset = ((chunk - first) * CHUNK_WORDS + 4 * c) * WIDTH * 2;
 #pragma unroll
@@ -82,8 +81,8 @@ DEVICE void add_vectors(const Problem& p, int end, Producer& producer, int& take
         for (int n = 0; n < NT; ++n) b[n] = Book<WIDTH>::columns(mine[n] + offset + piece * 16);
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          const Vec4 low = Book<WIDTH>::values(book, w[c], 2 * m, piece, copy);
-          const Vec4 high = Book<WIDTH>::values(book, w[c], 2 * m + 1, piece, copy);
+          const Vec4 low = Book<WIDTH>::values(book, w.x, 2 * m, piece, copy);
+          const Vec4 high = Book<WIDTH>::values(book, w.x, 2 * m + 1, piece, copy);
           const u32 even[4] = {low.x, high.x, low.y, high.y}, odd[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
           for (int n = 0; n < NT; ++n) {
@@ -92,6 +91,7 @@ DEVICE void add_vectors(const Problem& p, int end, Producer& producer, int& take
           }
         }
       }
+      w = Vec4{w.y, w.z, w.w, 0};
     }
   }
 }

@@ -15,7 +15,7 @@ from deltaserve.ops.kernel_library import KernelLibrary
 from deltaserve.ops.shrink import shrink
 from deltaserve.ops.vector_units import unpack_codewords
 
-_SLOT_BYTES, _RED_ROW_BYTES, _SUM_BYTES = 576, 16 * 36 * 4, 16 * 8  # kernels/schedule.cuh
+_SLOT_BYTES, _RED_ROW_BYTES, _SUM_BYTES = 576, 16 * 36 * 4, 16 * 16  # kernels/schedule.cuh
 MAX_SHARED_BYTES = 232448
 """What a block may use of a Hopper multiprocessor's shared memory; of two that share it each half, less 1 KiB."""
 
