@@ -74,17 +74,21 @@ DEVICE void add_chunks(const Problem& p, int end, Producer& producer, int& taken
     sync_warp();
     u32 w[4 * BITS];
     Vec2 four{0, 0};
+    int slot = taken;
 #pragma unroll
     for (int unit = 0; unit < BITS; ++unit) {
-      const u8* source = shared.ring + taken * SLOT_BYTES;
+      const u8* source = shared.ring + slot * SLOT_BYTES;
       const Vec4 v = *(const Vec4*)(source + lane * 16);
       w[4 * unit] = v.x, w[4 * unit + 1] = v.y, w[4 * unit + 2] = v.z, w[4 * unit + 3] = v.w;
       if (Codes<BITS>::GROUPED && !FINE && unit == 0 && group) four = *(const Vec2*)(source + UNIT_BYTES + g * 8);
-      taken = taken == STAGES - 1 ? 0 : taken + 1;
+      slot = next_slot(slot);
     }
     sync_warp();
 #pragma unroll
-    for (int unit = 0; unit < BITS; ++unit) Producer::fetch(producer, p, end, shared.ring, warp, lane);
+    for (int unit = 0; unit < BITS; ++unit) {
+      Producer::fetch(producer, p, end, shared.ring, taken, warp, lane);
+      taken = next_slot(taken);
+    }
     const int offset = (chunk - first) * CHUNK_K * 2;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -245,9 +249,9 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
                       (Staged*)(sums + TILE_ROWS * 8)};
   int end;
   Place place = first_place(p, lane, end);
-  Producer producer{place, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+  Producer producer{place, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0, 0, 0, 0};
   Producer::open(producer, p, end, warp, lane);
-  for (int i = 0; i < STAGES; ++i) Producer::fetch(producer, p, end, shared.ring, warp, lane);
+  for (int i = 0; i < STAGES; ++i) Producer::fetch(producer, p, end, shared.ring, i, warp, lane);
   int taken = 0;
   if (threadIdx.x == 0) *shared.staged = Staged{0, 0, -1, 0, 0};
   sync_block();

@@ -102,13 +102,15 @@ DEVICE Place first_place(const Problem& p, int lane, int& end) {
   return s;
 }
 
+DEVICE int next_slot(int slot) { return slot == STAGES - 1 ? 0 : slot + 1; }
+
 // Fills a warp's ring, units ahead of the warp's own arithmetic.
 struct Producer {
   Place place;
   const u8* block;    // this lane's 16 bytes of the warp's first unit of the block
   const u8* address;  // … of the next unit
   const u8* scales;   // … of the 64 of the block's first group
-  int chunk, chunks, unit, bits, group, groups, cost, blocks, slot;
+  int chunk, chunks, unit, bits, group, groups, cost, blocks;
 
   DEVICE void open(Producer& s, const Problem& p, int end, int warp, int lane) {  // the place's first unit
     while (s.place.at < end && s.place.tile < p.tile_count && s.place.part->chunks <= warp)
@@ -143,9 +145,10 @@ struct Producer {
     }
   }
 
-  DEVICE void fetch(Producer& s, const Problem& p, int end, u8* ring, int warp, int lane) {
+  // The next unit goes into the slot that the warp has just read.
+  DEVICE void fetch(Producer& s, const Problem& p, int end, u8* ring, int slot, int warp, int lane) {
     if (s.bits) {
-      u8* target = ring + s.slot * SLOT_BYTES;
+      u8* target = ring + slot * SLOT_BYTES;
       copy_async(target + lane * 16, s.address);
       if (s.group && s.unit == 0 && lane < 4)
         copy_async(target + UNIT_BYTES + lane * 16, s.scales + (long long)(s.chunk * CHUNK_K / s.group) * 64);
@@ -158,7 +161,6 @@ struct Producer {
       }
     }
     commit_group();  // empty ones too: waiting counts groups
-    s.slot = s.slot == STAGES - 1 ? 0 : s.slot + 1;
   }
 };
 

@@ -67,9 +67,9 @@ DEVICE void add_vectors(const Problem& p, int end, Producer& producer, int& take
     wait_groups<STAGES - 1>();
     sync_warp();
     Vec4 w = *(const Vec4*)(ring + taken * SLOT_BYTES + lane * 16);
-    taken = taken == STAGES - 1 ? 0 : taken + 1;
     sync_warp();
-    Producer::fetch(producer, p, end, ring, warp, lane);
+    Producer::fetch(producer, p, end, ring, taken, warp, lane);
+    taken = next_slot(taken);
 #pragma unroll 1  // what more steps at once would ask for ahead, there are no registers for
     for (int c = 0; c < 4; ++c) {
       const int offset = ((chunk - first) * CHUNK_WORDS + 4 * c) * WIDTH * 2;
