@@ -95,17 +95,16 @@ DEVICE void merge_chunk(const Target& to, const Part* part, int block, int chunk
 // A lane holds four codewords for each of four features; their fp16 values come through L1, so merged weights are exact.
 DEVICE void merge_codewords(const Target& to, const Part* part, int block, int chunk, int chunks) {
   const int lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3, width = part->codeword;
-  const Vec4 v = load_once((const u8*)part->codes + ((long long)block * chunks + chunk) * UNIT_BYTES + lane * 16);
-  const u32 w[4] = {v.x, v.y, v.z, v.w};
-#pragma unroll
-  for (int c = 0; c < 4; ++c)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int feature = block * BLOCK_N + 8 * i + g, first = (chunk * CHUNK_WORDS + 4 * c + t) * width;
-      if (feature >= part->n) continue;
-      const float scale = half_to_float(((const u16*)part->scales)[feature]);
-      const u16* word = (const u16*)part->book + (w[c] >> (8 * i) & 255) * width;
+  Vec4 w = load_once((const u8*)part->codes + ((long long)block * chunks + chunk) * UNIT_BYTES + lane * 16);
 #pragma unroll 1
+  for (int c = 0; c < 4; ++c) {
+    const int first = (chunk * CHUNK_WORDS + 4 * c + t) * width;
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) {
+      const int feature = block * BLOCK_N + 8 * i + g;
+      if (feature >= part->n) break;
+      const float scale = half_to_float(((const u16*)part->scales)[feature]);
+      const u16* word = (const u16*)part->book + (w.x >> (8 * i) & 255) * width;
       for (int k = 0; k < width && first + k < to.columns; k += 4) {
         const Vec2 four = *(const Vec2*)(word + k);
         merge_four(to, part, feature, first + k,
@@ -113,6 +112,8 @@ DEVICE void merge_codewords(const Target& to, const Part* part, int block, int c
                          half_to_float((u16)four.y) * scale, half_to_float((u16)(four.y >> 16)) * scale}});
       }
     }
+    w = Vec4{w.y, w.z, w.w, 0};
+  }
 }
 
 }  // namespace
@@ -122,17 +123,22 @@ extern "C" __global__ void __launch_bounds__(256)
     merge(u16* out, long long ldo, const u16* base, long long ldb, int base_rows, int columns, const Part* part) {
   const int chunks = part->bits ? part->chunks : (columns + CHUNK_K - 1) / CHUNK_K;
   const int warps = gridDim.x * (blockDim.x / 32);
-  const int blocks = (part->n + BLOCK_N - 1) / BLOCK_N;
   const Target to{out, base, ldo, ldb, columns, base_rows};
-  for (long long item = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; item < (long long)blocks * chunks; item += warps) {
-    const int block = (int)(item / chunks), chunk = (int)(item % chunks);
-    switch (kind_of(part)) {
+  const int items = (part->n + BLOCK_N - 1) / BLOCK_N * chunks;
+  const int first = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  if (part->codeword) {  // apart, so that its registers are not the others'
+    for (int item = first; item < items; item += warps)
+      merge_codewords(to, part, item / chunks, item % chunks, chunks);
+    return;
+  }
+  for (int item = first; item < items; item += warps) {
+    const int block = item / chunks, chunk = item % chunks;
+    switch (part->bits) {
       case 0: merge_chunk<0>(to, part, block, chunk, chunks); break;
       case 1: merge_chunk<1>(to, part, block, chunk, chunks); break;
       case 2: merge_chunk<2>(to, part, block, chunk, chunks); break;
       case 3: merge_chunk<3>(to, part, block, chunk, chunks); break;
       case 4: merge_chunk<4>(to, part, block, chunk, chunks); break;
-      default: merge_codewords(to, part, block, chunk, chunks); break;
     }
   }
 }

@@ -120,7 +120,7 @@ DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, cons
                     int& taken, const Shared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
   const Part* part = place.part;
-  const Staged staged = *shared.staged;
+  const Staged& staged = *shared.staged;
   const RowLayout layout = row_layout(KIND > MAX_BITS ? KIND : 0);
   const bool whole = fits(part, tile);
   const int slice = whole ? part->chunks : slice_chunks(layout, tile.rows);
@@ -262,7 +262,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
 #pragma unroll
     for (int i = 0; i < LINES; ++i)
       ahead[i] = ask_ahead(place.part, output_of(p, place, tile, run, warp + i * WARPS));
-    switch (kind_of(place.part) * 2 + (tile.rows > 8)) {
+    const int kind = kind_of(place.part);
+    switch (kind * 2 + (tile.rows > 8)) {
       case 2: add_run<1, 1>(p, place, tile, run, end, producer, taken, shared); break;
       case 3: add_run<1, 2>(p, place, tile, run, end, producer, taken, shared); break;
       case 4: add_run<2, 1>(p, place, tile, run, end, producer, taken, shared); break;
