@@ -26,7 +26,7 @@ PART = np.dtype(
 """struct Part of kernels/layout.cuh."""
 
 _FACTORS_PER_UNIT = 8  # ranks that cost about as much as a unit of codes: 32 features of two bytes each
-_COST_OF_CODEWORDS = {8: 2, 12: 4, 16: 5, 24: 10}  # a unit of them in units of signs, by their width: ADR 6
+_COST_OF_CODEWORDS = {8: 2, 12: 5, 16: 5, 24: 10}  # a unit of them in units of signs, by their width: ADR 6
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from deltaserve.delta.packed import PackedTensor
 from deltaserve.delta.packing import BITS, TRITS
 from deltaserve.errors import InvalidArgumentError
 from deltaserve.ops.kernel_library import KernelLibrary
-from deltaserve.ops.vector_units import BLOCK_N, CHUNK_WORDS, device_codebook, pack_codewords
+from deltaserve.ops.vector_units import CHUNK_WORDS, device_codebook, pack_codewords
 
+BLOCK_N = 32
 CHUNK_K = 128
 UNIT_BYTES = 512
 COLUMN_MULTIPLE = 16

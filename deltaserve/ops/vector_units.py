@@ -11,8 +11,8 @@ import torch
 
 from deltaserve.delta.codecs.vector import codebook
 
-BLOCK_N = 32
 CHUNK_WORDS = 16
+_BLOCK_N = 32  # kernels/layout.cuh
 
 
 def pack_codewords(codes: torch.Tensor) -> torch.Tensor:
@@ -22,17 +22,17 @@ def pack_codewords(codes: torch.Tensor) -> torch.Tensor:
         uint8 [⌈N/32⌉ · ⌈W/16⌉ · 512].
     """
     rows, words = codes.shape
-    padded = torch.nn.functional.pad(codes, (0, -words % CHUNK_WORDS, 0, -rows % BLOCK_N))
+    padded = torch.nn.functional.pad(codes, (0, -words % CHUNK_WORDS, 0, -rows % _BLOCK_N))
     # feature = 8 i + g, codeword = 4 c + t
-    parts = padded.view(-(-rows // BLOCK_N), 4, 8, -(-words // CHUNK_WORDS), 4, 4)
+    parts = padded.view(-(-rows // _BLOCK_N), 4, 8, -(-words // CHUNK_WORDS), 4, 4)
     return parts.permute(0, 3, 2, 5, 4, 1).reshape(-1)
 
 
 def unpack_codewords(units: torch.Tensor, rows: int, words: int) -> torch.Tensor:
     """Returns the numbers uint8 [rows, words] that `pack_codewords` packed."""
-    blocks, chunks = -(-rows // BLOCK_N), -(-words // CHUNK_WORDS)
+    blocks, chunks = -(-rows // _BLOCK_N), -(-words // CHUNK_WORDS)
     parts = units.view(blocks, chunks, 8, 4, 4, 4).permute(0, 5, 2, 1, 4, 3)
-    return parts.reshape(blocks * BLOCK_N, chunks * CHUNK_WORDS)[:rows, :words]
+    return parts.reshape(blocks * _BLOCK_N, chunks * CHUNK_WORDS)[:rows, :words]
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Every kernel compiles for Hopper, with nvcc and without a GPU, through PTX to machine code, next to nothing spilled."""
+"""Every kernel compiles for Hopper, with nvcc and without a GPU, through PTX to machine code, hardly spilling."""
 
 from __future__ import annotations
 
