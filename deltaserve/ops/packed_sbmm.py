@@ -70,8 +70,8 @@ def packed_sbmm(
     Semantics:
         y[row, part] += x[row] · Δ̂[slot of row, part]ᵀ for the rows of the uploaded plan; others stay as they are. fp32
         accumulation, one rounding to bf16. Column scales of `sign1` are multiplied into x, rounded to bf16; codewords
-        are rounded to bf16 (2⁻⁹ of a weight of Δ̂ at most). What is added up in which order depends on K and codec alone:
-        a row's result does not change with the rest of the batch.
+        are rounded to bf16 (by 2⁻⁹ of a weight of Δ̂ at most). What is added up in which order depends on K and codec
+        alone: a row's result does not change with the rest of the batch.
 
     Args:
         kernels: of the device that everything is on.

@@ -101,7 +101,7 @@ class Linear:
         return out.cpu()
 
     def expected(self, x: torch.Tensor, y: torch.Tensor, slots: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns y in float64, and how far a right result may be off: rounding of y, x · column, codewords, of fp32."""
+        """Returns y in float64, and how far a right result may be off: rounding of y, x · column, codewords, fp32."""
         out, allowed = y.double(), torch.zeros(y.shape, dtype=torch.float64)
         for row, slot in enumerate(slots):
             for part, delta in zip(self.parts, self.deltas[slot] if slot >= 0 else (), strict=False):
