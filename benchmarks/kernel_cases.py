@@ -11,6 +11,7 @@ from deltaserve.ops.group_plan import GroupPlan, PlanBuffer
 from deltaserve.ops.kernel_layout import BLOCK_N, CHUNK_K, UNIT_BYTES, KernelTensor
 from deltaserve.ops.kernel_library import KernelLibrary
 from deltaserve.ops.packed_sbmm import DEFAULT_TUNING, Tuning, packed_sbmm
+from deltaserve.ops.vector_units import CHUNK_WORDS, device_codebook
 
 MODELS: dict[str, dict[str, tuple[list[int], int]]] = {
     "8b": {
@@ -26,12 +27,13 @@ MODELS: dict[str, dict[str, tuple[list[int], int]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How deltas are coded: bits and twice the zero of codes, columns that share a scale, rank of the factors."""
+    """How deltas are coded: bits and zero · 2 of codes, columns that share a scale, rank, columns of a codeword."""
 
     bits: int = 0
     zero2: int = 0
     group: int = 0
     rank: int = 0
+    codeword: int = 0
 
 
 CODECS = {
@@ -44,6 +46,11 @@ CODECS = {
     "lowrank16": Coding(rank=16),
     "lowrank64": Coding(rank=64),
     "lr16_sign1": Coding(1, 1, rank=16),
+    "vector8": Coding(1, codeword=8),
+    "vector12": Coding(1, codeword=12),
+    "vector16": Coding(1, codeword=16),
+    "vector24": Coding(1, codeword=24),
+    "lr16_vector8": Coding(1, rank=16, codeword=8),
 }
 
 _CACHE_BYTES = 200 << 20  # four times the L2
@@ -159,7 +166,7 @@ def _plan(slots: list[int], rows: int, device: torch.device) -> PlanBuffer:
 
 
 def _tensor(pool: Pool, coding: Coding, n: int, columns: int) -> KernelTensor:
-    blocks, chunks = -(-n // BLOCK_N), -(-columns // CHUNK_K)
+    blocks, chunks = -(-n // BLOCK_N), -(-columns // (CHUNK_WORDS * coding.codeword or CHUNK_K))
     codes = scales = left = right = None
     if coding.bits:
         codes = pool.codes(blocks * chunks * coding.bits * UNIT_BYTES)
@@ -168,4 +175,5 @@ def _tensor(pool: Pool, coding: Coding, n: int, columns: int) -> KernelTensor:
     if coding.rank:
         left = pool.values(coding.rank * n).view(coding.rank, n)
         right = pool.values(coding.rank * columns).view(coding.rank, columns)
-    return KernelTensor((n, columns), coding.bits, coding.zero2, coding.group, codes, scales, None, left, right)
+    book = device_codebook(coding.codeword, pool.device) if coding.codeword else None
+    return KernelTensor((n, columns), coding.bits, coding.zero2, coding.group, codes, scales, None, left, right, book)

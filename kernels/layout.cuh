@@ -12,24 +12,30 @@
 // Lane 4g + t holds what it feeds to mma m16n8k16: register r of step j (0 … 7) of m-tile m (0, 1), halves h = 0, 1, is
 //   feature 16m + 8(r & 1) + g,   column 16j + 4t + 2(r >> 1) + h,
 // so that a lane's x are four neighbouring columns for each step.
+//
+// Codewords (`vector8` … `vector24`): a byte for CODEWORD columns, a chunk is 16 of them, one unit whatever their width. Byte
+// 2m + odd of word c of lane 4g + t: feature 16m + 8·odd + g, codeword 4c + t of the chunk; a fragment is four of its columns.
 #pragma once
 #include "ptx.cuh"
 
 constexpr int BLOCK_N = 32;
 constexpr int CHUNK_K = 128;
 constexpr int UNIT_BYTES = 512;
+constexpr int CODEWORDS = 256;
+constexpr int CHUNK_WORDS = 16;  // codewords of a chunk
 constexpr int MAX_TILES = 256;
 constexpr int TILE_ROWS = 16;
 constexpr int PLAN_HEADER = 4;  // int32: tiles, rows, 0, 0
 
-// One part of one linear of one delta; deltaserve/ops/delta_table.py writes it. 96 bytes.
+// One part of one linear of one delta; deltaserve/ops/delta_table.py writes it. 112 bytes.
 struct alignas(16) Part {
   u64 codes;    // units as above; 0 when bits is 0
   u64 scales;   // fp16: [N] per row; else [blocks][groups][g][m, r & 1]: a lane's four scales are neighbours
   u64 column;   // fp16 [K] or 0
+  u64 book;     // fp16 [256][codeword] or 0
   u64 left;     // [rank][N], dtype `factor`; 0 when rank is 0
   u64 right;    // [rank][K]
-  int bits;     // 0 (no codes) to 4
+  int bits;     // units of a chunk: 0 (no codes) to 4, 1 of codewords
   int zero2;    // twice the code that stands for zero; of no meaning for bits 1
   int group;    // columns that share a scale, a multiple of 16; 0: the whole row
   int groups;   // ⌈K / group⌉, 1 for whole rows
@@ -38,7 +44,9 @@ struct alignas(16) Part {
   int begin;    // first feature's place in a row of y
   int n;        // features
   int blocks;   // ⌈n / 32⌉, 0: no work
-  int cost;     // of one block, in units
+  int chunks;   // of a block, 0 without codes
+  int codeword;   // columns of a codeword, 0: codes of single weights
+  int cost;     // of one block, in units of signs
   int slot_cost;  // of all blocks of all parts of the slot: only in the slot's first part
   int spare[3];
 };
@@ -50,9 +58,15 @@ struct alignas(16) Tile {
 
 DEVICE u32 shift_to(u32 w, int from, int to) { return from < to ? w << (to - from) : w >> (from - to); }
 
-// One register of two bf16 per call; all arguments but `w` are compile-time constants after unrolling.
-template <int BITS>
-struct Codes;
+// What kernels are compiled for: the bits of a code, or the columns of a codeword.
+DEVICE int kind_of(const Part* part) { return part->codeword ? part->codeword : part->bits; }
+constexpr int MAX_BITS = 4;
+
+// One register of two bf16 per call; all arguments but `w` are compile-time constants after unrolling. Codewords have none of this.
+template <int KIND>
+struct Codes {
+  static constexpr bool GROUPED = false;
+};
 
 // Bit classes by register, so that no arithmetic is needed but masks (rows g: registers 0, 2; rows g + 8: 1, 3):
 //   r = 0: ±1   r = 2: {0, 2}   r = 1: {2^-64, 1}   r = 3: {2^-32, 1}.

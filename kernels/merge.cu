@@ -45,6 +45,21 @@ DEVICE float code_value(const u32* w, const Part* part, int m, int j, int r, int
   return part->column ? sign * half_to_float(((const u16*)part->column)[k]) : sign;
 }
 
+// out = W_b + Δ of four columns, Δ being `delta` and the low-rank factors.
+DEVICE void merge_four(const Target& to, const Part* part, int feature, int k, const Four& delta) {
+  Vec2 old{0, 0};
+  if (feature < to.base_rows) old = *(const Vec2*)(to.base + feature * to.ldb + k);
+  Four low{{0.f, 0.f, 0.f, 0.f}};
+  if (part->rank) low = low_rank(part, feature, to.columns, k);
+  u16 merged[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const u32 two = i < 2 ? old.x : old.y;
+    merged[i] = float_to_bf16(bf16_to_float((u16)(i & 1 ? two >> 16 : two)) + (delta.v[i] + low.v[i]));
+  }
+  *(Vec2*)(to.out + feature * to.ldo + k) = Vec2{pack2(merged[0], merged[1]), pack2(merged[2], merged[3])};
+}
+
 template <int BITS>
 DEVICE void merge_chunk(const Target& to, const Part* part, int block, int chunk, int chunks) {
   const int lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
@@ -65,22 +80,40 @@ DEVICE void merge_chunk(const Target& to, const Part* part, int block, int chunk
       for (int j = 0; j < 8; ++j) {
         const int k = chunk * CHUNK_K + 16 * j + 4 * t;
         if (k >= to.columns) break;
-        Vec2 old{0, 0};
-        if (feature < to.base_rows) old = *(const Vec2*)(to.base + feature * to.ldb + k);
         const float scale = BITS ? scale_of(part, feature, k) : 0.f;
-        Four low{{0.f, 0.f, 0.f, 0.f}};
-        if (part->rank) low = low_rank(part, feature, to.columns, k);
-        u16 merged[4];
+        Four delta{{0.f, 0.f, 0.f, 0.f}};
+        if constexpr (BITS > 0) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const u32 two = i < 2 ? old.x : old.y;
-          float delta = 0.f;
-          if constexpr (BITS > 0) delta = code_value<BITS>(w, part, m, j, odd + 2 * (i >> 1), i & 1, k + i) * scale;
-          merged[i] = float_to_bf16(bf16_to_float((u16)(i & 1 ? two >> 16 : two)) + (delta + low.v[i]));
+          for (int i = 0; i < 4; ++i)
+            delta.v[i] = code_value<BITS>(w, part, m, j, odd + 2 * (i >> 1), i & 1, k + i) * scale;
         }
-        *(Vec2*)(to.out + feature * to.ldo + k) = Vec2{pack2(merged[0], merged[1]), pack2(merged[2], merged[3])};
+        merge_four(to, part, feature, k, delta);
       }
     }
+}
+
+// A lane holds four codewords for each of four features; their fp16 values come through L1, so merged weights are exact.
+DEVICE void merge_codewords(const Target& to, const Part* part, int block, int chunk, int chunks) {
+  const int lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3, width = part->codeword;
+  Vec4 w = load_once((const u8*)part->codes + ((long long)block * chunks + chunk) * UNIT_BYTES + lane * 16);
+#pragma unroll 1
+  for (int c = 0; c < 4; ++c) {
+    const int first = (chunk * CHUNK_WORDS + 4 * c + t) * width;
+#pragma unroll 1
+    for (int i = 0; i < 4; ++i) {
+      const int feature = block * BLOCK_N + 8 * i + g;
+      if (feature >= part->n) break;
+      const float scale = half_to_float(((const u16*)part->scales)[feature]);
+      const u16* word = (const u16*)part->book + (w.x >> (8 * i) & 255) * width;
+      for (int k = 0; k < width && first + k < to.columns; k += 4) {
+        const Vec2 four = *(const Vec2*)(word + k);
+        merge_four(to, part, feature, first + k,
+                   Four{{half_to_float((u16)four.x) * scale, half_to_float((u16)(four.x >> 16)) * scale,
+                         half_to_float((u16)four.y) * scale, half_to_float((u16)(four.y >> 16)) * scale}});
+      }
+    }
+    w = Vec4{w.y, w.z, w.w, 0};
+  }
 }
 
 }  // namespace
@@ -88,11 +121,18 @@ DEVICE void merge_chunk(const Target& to, const Part* part, int block, int chunk
 // out bf16 [n, ldo], base bf16 [base_rows, ldb]: rows that the base lacks count as zero; both on 8 bytes, strides multiples of 4.
 extern "C" __global__ void __launch_bounds__(256)
     merge(u16* out, long long ldo, const u16* base, long long ldb, int base_rows, int columns, const Part* part) {
-  const int chunks = (columns + CHUNK_K - 1) / CHUNK_K, warps = gridDim.x * (blockDim.x / 32);
-  const int blocks = (part->n + BLOCK_N - 1) / BLOCK_N;
+  const int chunks = part->bits ? part->chunks : (columns + CHUNK_K - 1) / CHUNK_K;
+  const int warps = gridDim.x * (blockDim.x / 32);
   const Target to{out, base, ldo, ldb, columns, base_rows};
-  for (long long item = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; item < (long long)blocks * chunks; item += warps) {
-    const int block = (int)(item / chunks), chunk = (int)(item % chunks);
+  const int items = (part->n + BLOCK_N - 1) / BLOCK_N * chunks;
+  const int first = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
+  if (part->codeword) {  // apart, so that its registers are not the others'
+    for (int item = first; item < items; item += warps)
+      merge_codewords(to, part, item / chunks, item % chunks, chunks);
+    return;
+  }
+  for (int item = first; item < items; item += warps) {
+    const int block = item / chunks, chunk = item % chunks;
     switch (part->bits) {
       case 0: merge_chunk<0>(to, part, block, chunk, chunks); break;
       case 1: merge_chunk<1>(to, part, block, chunk, chunks); break;

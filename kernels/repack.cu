@@ -5,7 +5,7 @@
 
 namespace {
 
-enum Kind { BIT_STREAM = 0, TRITS = 1, SPARSE24 = 2 };
+enum Kind { BIT_STREAM = 0, TRITS = 1, SPARSE24 = 2, CODEWORD = 3 };
 
 struct Planes {
   const u8 *codes, *index;
@@ -23,6 +23,7 @@ DEVICE u32 stream_code(const u8* row, int number, int width) {
 DEVICE u32 code_at(const Planes& p, int n, int k) {
   if (n >= p.rows || k >= p.columns) return 0;
   const u8* row = p.codes + n * p.row_bytes;
+  if (p.kind == CODEWORD) return row[k];
   if (p.kind == BIT_STREAM) return stream_code(row, k, p.width);
   if (p.kind == TRITS) {
     u32 v = row[k / 5];
@@ -55,22 +56,33 @@ DEVICE u32 make_word(const Planes& p, int block, int chunk, int lane, int q, int
   return word;
 }
 
+// Word c of a lane: codewords 4c + t of four features, whose numbers are 8 apart.
+DEVICE u32 make_codewords(const Planes& p, int block, int chunk, int lane, int c) {
+  const int g = lane >> 2, t = lane & 3;
+  u32 word = 0;
+  for (int i = 0; i < 4; ++i)
+    word |= code_at(p, block * BLOCK_N + 8 * i + g, chunk * CHUNK_WORDS + 4 * c + t) << (8 * i);
+  return word;
+}
+
 }  // namespace
 
 // out: units for codes of `bits` bits; codes, index: planes [rows, row bytes] as stored; kind: see Kind; width: bits of a stored code
-// (of trits of no meaning).
+// (of trits of no meaning). columns: of codewords their number in a row.
 extern "C" __global__ void __launch_bounds__(256)
     repack(u32* out, const u8* codes, long long row_bytes, const u8* index, long long index_row_bytes, int rows, int columns,
            int kind, int width, int bits) {
   const Planes p{codes, index, rows, columns, kind, width, row_bytes, index_row_bytes};
-  const int chunks = (columns + CHUNK_K - 1) / CHUNK_K;
+  const int per_chunk = kind == CODEWORD ? CHUNK_WORDS : CHUNK_K, chunks = (columns + per_chunk - 1) / per_chunk;
   const long long total = (long long)((rows + BLOCK_N - 1) / BLOCK_N) * chunks * bits * (UNIT_BYTES / 4);
   const long long step = (long long)gridDim.x * blockDim.x;
   for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < total; i += step) {
     const int lane = (int)(i / 4 % 32), unit = (int)(i / 128 % bits), q = unit * 4 + (int)(i % 4);
     const long long record = i / 128 / bits;
     const int chunk = (int)(record % chunks), block = (int)(record / chunks);
-    if (bits == 1)
+    if (kind == CODEWORD)
+      out[i] = make_codewords(p, block, chunk, lane, q);
+    else if (bits == 1)
       out[i] = make_word<1, true>(p, block, chunk, lane, q, 0);
     else if (bits == 2)
       out[i] = make_word<2, false>(p, block, chunk, lane, q, 0);

@@ -1,15 +1,55 @@
-// Rows of x in shared memory, and their sums for `sign1`. Part of sbmm.cu.
+// Rows of x in shared memory, how many items they serve, and their sums for `sign1`. Part of sbmm.cu.
 #pragma once
 #include "schedule.cuh"
 
 namespace {
 
-// What of x lies in shared memory.
+// What of x lies in shared memory, and whose codewords. Lies there too: there are no registers for it.
 struct Staged {
-  int tile;
-  u64 column;
-  bool sums;
+  u64 column, book;
+  int tile, stride, sums;
 };
+static_assert(sizeof(Staged) <= SUM_BYTES - TILE_ROWS * 8, "there is room behind the sums");
+
+// How rows of x lie for a kind of codes: their chunks, and the bytes after each row, so that the lanes that read at once (8 of 16
+// bytes, 16 of 8) fall into different banks.
+struct RowLayout {
+  int chunk_columns, pad, room;
+};
+DEVICE RowLayout row_layout(int codeword) {
+  if (codeword == 0) return RowLayout{CHUNK_K, 32, X_BYTES};
+  return RowLayout{CHUNK_WORDS * codeword, codeword == 12 ? 32 : codeword == 16 ? 16 : 64, X_BYTES - BOOK_BYTES};
+}
+static_assert(X_BYTES - BOOK_BYTES >= TILE_ROWS * (CHUNK_WORDS * 24 * 2 + 64), "a slice is at least a chunk");
+
+DEVICE int row_bytes(const RowLayout& layout, int chunks) { return chunks * layout.chunk_columns * 2 + layout.pad; }
+
+// Chunks of a slice of rows that do not fit whole; as many for each warp if there are enough.
+DEVICE int slice_chunks(const RowLayout& layout, int rows) {
+  const int chunks = (layout.room / rows - layout.pad) / (layout.chunk_columns * 2);
+  return chunks < WARPS ? chunks : chunks / WARPS * WARPS;
+}
+
+// Consecutive items of one part and tile that are finished together.
+struct Run {
+  int items, row_room;  // row_room: 1, 2, 4, 8 or 16, at least the tile's rows
+};
+
+DEVICE bool fits(const Part* part, const Tile& tile) {
+  const RowLayout layout = row_layout(part->codeword);
+  return tile.rows * row_bytes(layout, part->chunks) <= layout.room;
+}
+
+DEVICE Run run_at(const Place& place, const Tile& tile, int end) {
+  Run run{1, 1};
+  while (run.row_room < tile.rows) run.row_room *= 2;
+  if (!fits(place.part, tile)) return run;
+  const int room = TILE_ROWS / run.row_room, left = place.part->blocks - place.block;
+  const int share = (end - place.at + place.part->cost - 1) / place.part->cost;
+  run.items = room < left ? room : left;
+  run.items = run.items < share ? run.items : share;
+  return run;
+}
 
 // Copies rows of a tile, columns begin … begin + count − 1, times the part's column scales; zeros beyond K.
 DEVICE void stage_rows(const Problem& p, const Tile& tile, const u16* column, int begin, int count, u8* xs, int stride) {

@@ -13,7 +13,7 @@
 //
 // Rings run on across items, so that memory never waits for the end of one. What is added in which order depends on K and codec
 // alone, never on other rows or deltas of the batch: a request's results do not change with its neighbours.
-#include "rows.cuh"
+#include "vectors.cuh"
 
 namespace {
 
@@ -21,6 +21,7 @@ struct Shared {
   u8 *ring, *xs;
   float* red;
   float2* row_sums;
+  Staged* staged;
 };
 
 template <int NT>
@@ -73,17 +74,21 @@ DEVICE void add_chunks(const Problem& p, int end, Producer& producer, int& taken
     sync_warp();
     u32 w[4 * BITS];
     Vec2 four{0, 0};
+    int slot = taken;
 #pragma unroll
     for (int unit = 0; unit < BITS; ++unit) {
-      const u8* source = shared.ring + taken * SLOT_BYTES;
+      const u8* source = shared.ring + slot * SLOT_BYTES;
       const Vec4 v = *(const Vec4*)(source + lane * 16);
       w[4 * unit] = v.x, w[4 * unit + 1] = v.y, w[4 * unit + 2] = v.z, w[4 * unit + 3] = v.w;
       if (Codes<BITS>::GROUPED && !FINE && unit == 0 && group) four = *(const Vec2*)(source + UNIT_BYTES + g * 8);
-      taken = taken == STAGES - 1 ? 0 : taken + 1;
+      slot = next_slot(slot);
     }
     sync_warp();
 #pragma unroll
-    for (int unit = 0; unit < BITS; ++unit) Producer::fetch(producer, p, end, shared.ring, warp, lane);
+    for (int unit = 0; unit < BITS; ++unit) {
+      Producer::fetch(producer, p, end, shared.ring, taken, warp, lane);
+      taken = next_slot(taken);
+    }
     const int offset = (chunk - first) * CHUNK_K * 2;
 #pragma unroll
     for (int j = 0; j < 8; ++j) {
@@ -109,58 +114,51 @@ DEVICE void add_chunks(const Problem& p, int end, Producer& producer, int& taken
   }
 }
 
-// Consecutive items of one part and tile that are finished together.
-struct Run {
-  int items, row_room;  // row_room: 1, 2, 4, 8 or 16, at least the tile's rows
-};
-
-DEVICE bool fits(const Problem& p, const Tile& tile) { return tile.rows * (p.chunks * CHUNK_K * 2 + X_PAD) <= X_BYTES; }
-
-DEVICE Run run_at(const Problem& p, const Place& place, const Tile& tile, int end) {
-  Run run{1, 1};
-  while (run.row_room < tile.rows) run.row_room *= 2;
-  if (!fits(p, tile)) return run;
-  const int room = TILE_ROWS / run.row_room, left = place.part->blocks - place.block;
-  const int share = (end - place.at + place.part->cost - 1) / place.part->cost;
-  run.items = room < left ? room : left;
-  run.items = run.items < share ? run.items : share;
-  return run;
-}
-
 // All of a run but the end: partial sums of each warp to shared memory.
-template <int BITS, int NT>
+template <int KIND, int NT>
 DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, const Run& run, int end, Producer& producer,
-                    int& taken, const Shared& shared, Staged& staged) {
+                    int& taken, const Shared& shared) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, t = lane & 3;
   const Part* part = place.part;
-  const bool whole = fits(p, tile);
-  const int slice = whole ? p.chunks : (X_BYTES / tile.rows - X_PAD) / (CHUNK_K * 2) / WARPS * WARPS;
-  const int stride = (slice * CHUNK_K) * 2 + X_PAD;
-  const bool known = whole && staged.tile == place.tile && staged.column == part->column && (staged.sums || BITS != 1);
-  const bool grouped = Codes<BITS>::GROUPED && part->group;
+  const Staged& staged = *shared.staged;
+  const RowLayout layout = row_layout(KIND > MAX_BITS ? KIND : 0);
+  const bool whole = fits(part, tile);
+  const int slice = whole ? part->chunks : slice_chunks(layout, tile.rows);
+  const int stride = row_bytes(layout, slice);
+  const bool known = whole && staged.tile == place.tile && staged.stride == stride && staged.column == part->column &&
+                     (staged.sums || KIND != 1);
+  const bool grouped = Codes<KIND>::GROUPED && part->group;
+  u8* book = shared.xs + X_BYTES - BOOK_BYTES;
+  if constexpr (KIND > MAX_BITS) {
+    if (staged.book != part->book) Book<KIND>::load((const u16*)part->book, book);
+    if (known && staged.book != part->book) sync_block();
+  }
   RowSums row_sums = {};
   for (int item = 0; item < run.items; ++item) {
     Sums<NT> sums, total;
     Sums<NT>::clear(sums);
     Sums<NT>::clear(total);
-    for (int first = 0; first < p.chunks; first += slice) {
-      const int count = p.chunks - first < slice ? p.chunks - first : slice;
+    for (int first = 0; first < part->chunks; first += slice) {
+      const int count = part->chunks - first < slice ? part->chunks - first : slice;
       if (!known && item == 0) {
         if (first) sync_block();
-        stage_rows(p, tile, (const u16*)part->column, first * CHUNK_K, count * CHUNK_K, shared.xs, stride);
+        const int columns = layout.chunk_columns;
+        stage_rows(p, tile, (const u16*)part->column, first * columns, count * columns, shared.xs, stride);
         sync_block();
-        if (BITS == 1) sum_rows(row_sums, tile, count * CHUNK_K, shared.xs, stride, warp, lane);
+        if (KIND == 1) sum_rows(row_sums, tile, count * columns, shared.xs, stride, warp, lane);
       }
-      if (Codes<BITS>::GROUPED && part->group % CHUNK_K)
-        add_chunks<BITS, NT, Codes<BITS>::GROUPED>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
+      if constexpr (KIND > MAX_BITS)
+        add_vectors<KIND, NT>(p, end, producer, taken, shared.ring, shared.xs, book, stride, tile.rows, first, count, sums.of);
+      else if (Codes<KIND>::GROUPED && part->group % CHUNK_K)
+        add_chunks<KIND, NT, Codes<KIND>::GROUPED>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
                                                    place.block + item, sums, total);
       else
-        add_chunks<BITS, NT, false>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
+        add_chunks<KIND, NT, false>(p, end, producer, taken, shared, stride, tile.rows, first, count, part,
                                     place.block + item, sums, total);
     }
     if (item == 0) {
       sync_block();  // the sums of the run before have been read
-      if (!known && BITS == 1) publish_sums(row_sums, tile, shared.row_sums, warp, lane);
+      if (!known && KIND == 1) publish_sums(row_sums, tile, shared.row_sums, warp, lane);
     }
 #pragma unroll
     for (int n = 0; n < NT; ++n)
@@ -174,7 +172,11 @@ DEVICE void add_run(const Problem& p, const Place& place, const Tile& tile, cons
         }
       }
   }
-  staged = Staged{whole ? place.tile : -1, part->column, known ? staged.sums : BITS == 1};
+  if (threadIdx.x == 0) {  // all have read it: they waited for one another at item 0
+    const bool book_left = known || tile.rows * stride <= X_BYTES - BOOK_BYTES;
+    *shared.staged = Staged{part->column, KIND > MAX_BITS ? part->book : (book_left ? staged.book : 0),
+                            whole ? place.tile : -1, stride, known ? staged.sums : KIND == 1};
+  }
   sync_block();
 }
 
@@ -197,11 +199,12 @@ DEVICE Output output_of(const Problem& p, const Place& place, const Tile& tile, 
 }
 
 // Σ of the codes' part.
-DEVICE float add_warps(const Problem& p, const Part* part, const Shared& shared, const Output& out, u16 stored_scale) {
-  const int n = threadIdx.x % 32, warps = p.chunks < WARPS ? p.chunks : WARPS;
+DEVICE float add_warps(const Part* part, const Shared& shared, const Output& out, u16 stored_scale) {
+  const int n = threadIdx.x % 32, warps = part->chunks < WARPS ? part->chunks : WARPS;
   const float scale = half_to_float(stored_scale);
   float sum = 0.f;
   for (int w = 0; w < warps; ++w) sum += shared.red[(w * TILE_ROWS + out.line) * RED_STRIDE + n];
+  if (part->codeword) return sum * scale;
   if (part->bits > 1) return sum * (scale * (float)(1 << part->bits));
   const float2 x = shared.row_sums[out.row];
   return (n & 8 ? 2.f * sum - x.y : sum - x.x) * scale;
@@ -240,39 +243,50 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS, 16 / WARPS)
   DYNAMIC_SHARED(memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const Problem p{y,   x,   table,   (const Tile*)(plan + PLAN_HEADER),      plan + PLAN_HEADER + 4 * max_tiles, shrunk,
-                  ldy, ldx, columns, (columns + CHUNK_K - 1) / CHUNK_K, parts, max_rank, plan[0]};
-  const Shared shared{memory + warp * STAGES * SLOT_BYTES, memory + RING_BYTES + RED_BYTES + SUM_BYTES,
-                      (float*)(memory + RING_BYTES), (float2*)(memory + RING_BYTES + RED_BYTES)};
+                  ldy, ldx, columns, parts, max_rank, plan[0]};
+  u8* sums = memory + RING_BYTES + RED_BYTES;
+  const Shared shared{memory + warp * STAGES * SLOT_BYTES, sums + SUM_BYTES, (float*)(memory + RING_BYTES), (float2*)sums,
+                      (Staged*)(sums + TILE_ROWS * 8)};
   int end;
   Place place = first_place(p, lane, end);
   Producer producer{place, nullptr, nullptr, nullptr, 0, 0, 0, 0, 0, 0, 0, 0};
-  if (warp < p.chunks) Producer::open(producer, p, end, warp, lane);
-  for (int i = 0; i < STAGES; ++i) Producer::fetch(producer, p, end, shared.ring, warp, lane);
+  Producer::open(producer, p, end, warp, lane);
+  for (int i = 0; i < STAGES; ++i) Producer::fetch(producer, p, end, shared.ring, i, warp, lane);
   int taken = 0;
-  Staged staged{-1, 0, false};
+  if (threadIdx.x == 0) *shared.staged = Staged{0, 0, -1, 0, 0};
+  sync_block();
   while (place.at < end && place.tile < p.tile_count) {
     const Tile tile = p.tiles[place.tile];
-    const Run run = run_at(p, place, tile, end);
+    const Run run = run_at(place, tile, end);
     Ahead ahead[LINES];
 #pragma unroll
     for (int i = 0; i < LINES; ++i)
       ahead[i] = ask_ahead(place.part, output_of(p, place, tile, run, warp + i * WARPS));
-    switch (place.part->bits * 2 + (tile.rows > 8)) {
-      case 2: add_run<1, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 3: add_run<1, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 4: add_run<2, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 5: add_run<2, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 6: add_run<3, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 7: add_run<3, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 8: add_run<4, 1>(p, place, tile, run, end, producer, taken, shared, staged); break;
-      case 9: add_run<4, 2>(p, place, tile, run, end, producer, taken, shared, staged); break;
+    const int kind = kind_of(place.part);
+    switch (kind * 2 + (tile.rows > 8)) {
+      case 2: add_run<1, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 3: add_run<1, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 4: add_run<2, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 5: add_run<2, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 6: add_run<3, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 7: add_run<3, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 8: add_run<4, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 9: add_run<4, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 16: add_run<8, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 17: add_run<8, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 24: add_run<12, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 25: add_run<12, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 32: add_run<16, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 33: add_run<16, 2>(p, place, tile, run, end, producer, taken, shared); break;
+      case 48: add_run<24, 1>(p, place, tile, run, end, producer, taken, shared); break;
+      case 49: add_run<24, 2>(p, place, tile, run, end, producer, taken, shared); break;
       default: break;
     }
 #pragma unroll
     for (int i = 0; i < LINES; ++i) {
       const Output out = output_of(p, place, tile, run, warp + i * WARPS);
       if (!out.mine) continue;
-      float sum = place.part->bits ? add_warps(p, place.part, shared, out, ahead[i].scale) : 0.f;
+      float sum = place.part->bits ? add_warps(place.part, shared, out, ahead[i].scale) : 0.f;
       if (place.part->rank) sum += times_left(p, place, tile, out);
       *out.y = float_to_bf16(bf16_to_float(ahead[i].old) + sum);
     }

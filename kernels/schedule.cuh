@@ -17,11 +17,11 @@ namespace {
 constexpr int THREADS = 32 * WARPS;
 constexpr int SLOT_BYTES = UNIT_BYTES + 64;  // a unit, and 32 scales
 constexpr int RED_STRIDE = 36;               // floats between rows of partial sums: no bank twice
-constexpr int X_PAD = 32;                    // bytes after each row of x: rows of a quarter warp fall into different banks
 constexpr int RING_BYTES = WARPS * STAGES * SLOT_BYTES;
 constexpr int RED_BYTES = WARPS * TILE_ROWS * RED_STRIDE * 4;
-constexpr int SUM_BYTES = TILE_ROWS * 8;
+constexpr int SUM_BYTES = TILE_ROWS * 16;     // of rows of x, and what is staged
 constexpr int LINES = TILE_ROWS / WARPS;     // (item, row) pairs that a warp finishes of a run
+constexpr int BOOK_BYTES = 32768;            // the end of the place for x, while there are codewords
 static_assert(STAGES > 4, "a chunk of four units must fit with one to spare");
 
 struct Problem {
@@ -32,7 +32,7 @@ struct Problem {
   const int* order;
   const float* shrunk;
   long long ldy, ldx;
-  int columns, chunks, parts, max_rank, tile_count;
+  int columns, parts, max_rank, tile_count;
 };
 
 // Place in the list of all items, which is ordered by tile, part and block and never written down.
@@ -102,27 +102,31 @@ DEVICE Place first_place(const Problem& p, int lane, int& end) {
   return s;
 }
 
+DEVICE int next_slot(int slot) { return slot == STAGES - 1 ? 0 : slot + 1; }
+
 // Fills a warp's ring, units ahead of the warp's own arithmetic.
 struct Producer {
   Place place;
   const u8* block;    // this lane's 16 bytes of the warp's first unit of the block
   const u8* address;  // … of the next unit
   const u8* scales;   // … of the 64 of the block's first group
-  int chunk, unit, bits, group, groups, cost, blocks, slot;
+  int chunk, chunks, unit, bits, group, groups, cost, blocks;
 
   DEVICE void open(Producer& s, const Problem& p, int end, int warp, int lane) {  // the place's first unit
-    while (s.place.at < end && s.place.tile < p.tile_count && s.place.part->bits == 0) Place::advance(p, s.place, 1);
+    while (s.place.at < end && s.place.tile < p.tile_count && s.place.part->chunks <= warp)
+      Place::advance(p, s.place, s.place.part->blocks - s.place.block);
     s.bits = 0;
     if (s.place.tile >= p.tile_count || s.place.at >= end) return;
     const Part* part = s.place.part;
     s.bits = part->bits;
+    s.chunks = part->chunks;
     s.group = part->group % CHUNK_K ? 0 : part->group;
     s.groups = part->groups;
     s.cost = part->cost;
     s.blocks = part->blocks;
     s.chunk = warp;
     s.unit = 0;
-    s.block = (const u8*)part->codes + ((long long)s.place.block * p.chunks + warp) * s.bits * UNIT_BYTES + lane * 16;
+    s.block = (const u8*)part->codes + ((long long)s.place.block * s.chunks + warp) * s.bits * UNIT_BYTES + lane * 16;
     s.scales = (const u8*)part->scales + (long long)s.place.block * part->groups * 64 + lane * 16;
     s.address = s.block;
   }
@@ -132,7 +136,7 @@ struct Producer {
       ++s.place.block;
       s.place.at += s.cost;
       s.chunk = warp;
-      s.block += (long long)p.chunks * s.bits * UNIT_BYTES;
+      s.block += (long long)s.chunks * s.bits * UNIT_BYTES;
       s.scales += s.groups * 64;
       s.address = s.block;
     } else {
@@ -141,9 +145,10 @@ struct Producer {
     }
   }
 
-  DEVICE void fetch(Producer& s, const Problem& p, int end, u8* ring, int warp, int lane) {
+  // The next unit goes into the slot that the warp has just read.
+  DEVICE void fetch(Producer& s, const Problem& p, int end, u8* ring, int slot, int warp, int lane) {
     if (s.bits) {
-      u8* target = ring + s.slot * SLOT_BYTES;
+      u8* target = ring + slot * SLOT_BYTES;
       copy_async(target + lane * 16, s.address);
       if (s.group && s.unit == 0 && lane < 4)
         copy_async(target + UNIT_BYTES + lane * 16, s.scales + (long long)(s.chunk * CHUNK_K / s.group) * 64);
@@ -152,11 +157,10 @@ struct Producer {
         s.unit = 0;
         s.chunk += WARPS;
         s.address += (WARPS - 1) * s.bits * UNIT_BYTES;
-        if (s.chunk >= p.chunks) next_block(s, p, end, warp, lane);
+        if (s.chunk >= s.chunks) next_block(s, p, end, warp, lane);
       }
     }
     commit_group();  // empty ones too: waiting counts groups
-    s.slot = s.slot == STAGES - 1 ? 0 : s.slot + 1;
   }
 };
 

@@ -13,19 +13,20 @@ import numpy as np
 import torch
 
 from deltaserve.errors import InvalidArgumentError
-from deltaserve.ops.kernel_layout import BLOCK_N, CHUNK_K, KernelTensor
+from deltaserve.ops.kernel_layout import BLOCK_N, KernelTensor
 
 PART = np.dtype(
     [
-        *((name, np.uint64) for name in ("codes", "scales", "column", "left", "right")),
+        *((name, np.uint64) for name in ("codes", "scales", "column", "book", "left", "right")),
         *((name, np.int32) for name in ("bits", "zero2", "group", "groups", "rank", "factor", "begin", "n")),
-        *((name, np.int32) for name in ("blocks", "cost", "slot_cost")),
+        *((name, np.int32) for name in ("blocks", "chunks", "codeword", "cost", "slot_cost")),
         ("spare", np.int32, 3),
     ]
 )
 """struct Part of kernels/layout.cuh."""
 
 _FACTORS_PER_UNIT = 8  # ranks that cost about as much as a unit of codes: 32 features of two bytes each
+_COST_OF_CODEWORDS = {8: 2, 12: 5, 16: 5, 24: 10}  # a unit of them in units of signs, by their width: ADR 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class DeltaTable:
         max_rank: of low-rank factors that there is room for; 0: none are taken, and `shrink` is never launched.
 
     Attributes:
-        device: uint8 [slots · parts · 96], what kernels read.
+        device: uint8 [slots · parts · 112], what kernels read.
     """
 
     def __init__(
@@ -98,10 +99,10 @@ class DeltaTable:
         n, columns = tensor.shape
         if columns != self.columns or n > part.n:
             raise InvalidArgumentError(f"a delta of {n} × {columns} for a part of {part.n} × {self.columns}")
-        for name in ("codes", "scales", "column", "left", "right"):
+        for name in ("codes", "scales", "column", "book", "left", "right"):
             plane = getattr(tensor, name)
             record[name] = 0 if plane is None else plane.data_ptr()
-        for name in ("bits", "zero2", "group", "rank", "factor"):
+        for name in ("bits", "zero2", "group", "rank", "factor", "chunks", "codeword"):
             record[name] = getattr(tensor, name)
         if tensor.rank > self.max_rank:
             raise InvalidArgumentError(
@@ -110,5 +111,6 @@ class DeltaTable:
         record["groups"] = -(-columns // tensor.group) if tensor.group else 1
         record["begin"], record["n"] = part.begin, n
         record["blocks"] = -(-n // BLOCK_N)
-        record["cost"] = tensor.bits * -(-columns // CHUNK_K) + -(-tensor.rank // _FACTORS_PER_UNIT) + 1
+        unit = _COST_OF_CODEWORDS.get(tensor.codeword, 1)
+        record["cost"] = tensor.bits * tensor.chunks * unit + -(-tensor.rank // _FACTORS_PER_UNIT) + 1
         return record

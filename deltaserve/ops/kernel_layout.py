@@ -12,11 +12,12 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-from deltaserve.delta.codecs import intn, lowrank, sign1, sparse24
+from deltaserve.delta.codecs import intn, lowrank, sign1, sparse24, vector
 from deltaserve.delta.packed import PackedTensor
 from deltaserve.delta.packing import BITS, TRITS
 from deltaserve.errors import InvalidArgumentError
 from deltaserve.ops.kernel_library import KernelLibrary
+from deltaserve.ops.vector_units import CHUNK_WORDS, device_codebook, pack_codewords
 
 BLOCK_N = 32
 CHUNK_K = 128
@@ -30,6 +31,7 @@ class Storage(IntEnum):
     BIT_STREAM = 0
     TRITS = 1
     SPARSE24 = 2
+    CODEWORD = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +39,18 @@ class CodeKind:
     """Codes of one codec.
 
     Attributes:
-        bits: of a code in the kernels' layout.
+        bits: of a code in the kernels' layout; 1 of codewords: units of a chunk.
         storage: how the format holds them.
         width: bits of a code in the format's bit streams.
         zero2: twice the code that stands for zero.
+        codeword: columns that a code stands for, 0 for codes of single weights.
     """
 
     bits: int
     storage: Storage
     width: int
     zero2: int
+    codeword: int = 0
 
 
 CODE_KINDS = {
@@ -57,6 +61,7 @@ CODE_KINDS = {
     "int4": CodeKind(4, Storage.BIT_STREAM, 4, 15),
     "sparse24_int2": CodeKind(2, Storage.SPARSE24, 2, 4),
     "sparse24_int4": CodeKind(4, Storage.SPARSE24, 4, 16),
+    **{codec.name: CodeKind(1, Storage.CODEWORD, 8, 0, codec.width) for codec in vector.VECTORS},
 }
 _FACTORS = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2}
 _PREFIX = "lowrank_"
@@ -68,13 +73,14 @@ class KernelTensor:
 
     Attributes:
         shape: N, K.
-        bits: of a code, 0 without codes.
+        bits: units of a chunk: bits of a code, 1 of codewords, 0 without codes.
         zero2: twice the code that stands for zero.
         group: columns that share a scale; 0: the whole row.
-        codes: uint8 [⌈N/32⌉ · ⌈K/128⌉ · bits · 512], units.
+        codes: uint8 [⌈N/32⌉ · chunks · bits · 512], units.
         scales: fp16 [N], or [⌈N/32⌉, groups, 8, 4] for groups.
         column: fp16 [K].
         left: [r, N], the factor transposed; right: [r, K]; both fp16, bf16 or fp32.
+        book: fp16 [256, columns of a codeword], shared by all tensors of the device.
     """
 
     shape: tuple[int, int]
@@ -86,11 +92,22 @@ class KernelTensor:
     column: torch.Tensor | None = None
     left: torch.Tensor | None = None
     right: torch.Tensor | None = None
+    book: torch.Tensor | None = None
 
     @property
     def rank(self) -> int:
         """Columns of the left factor."""
         return 0 if self.left is None else self.left.shape[0]
+
+    @property
+    def codeword(self) -> int:
+        """Columns of a codeword, 0 for codes of single weights."""
+        return 0 if self.book is None else self.book.shape[1]
+
+    @property
+    def chunks(self) -> int:
+        """Chunks of a block: 128 columns each, or 16 codewords; 0 without codes."""
+        return -(-self.shape[1] // (CHUNK_WORDS * self.codeword or CHUNK_K)) if self.bits else 0
 
     @property
     def factor(self) -> int:
@@ -99,7 +116,7 @@ class KernelTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on the device."""
+        """Bytes on the device, without the codebook, which is there once."""
         parts = (self.codes, self.scales, self.column, self.left, self.right)
         return sum(part.nbytes for part in parts if part is not None)
 
@@ -148,6 +165,7 @@ def to_kernel_layout(packed: PackedTensor, kernels: KernelLibrary | None = None)
         planes.get(sign1.COLUMN),
         left,
         right,
+        device_codebook(kind.codeword, scales.device) if kind.codeword else None,
     )
 
 
@@ -159,14 +177,15 @@ def group_scales(scales: torch.Tensor) -> torch.Tensor:
 
 
 def kernel_codes(packed: PackedTensor) -> torch.Tensor:
-    """Returns the codes uint8 [N, K] that the kernels' layout holds."""
+    """Returns the codes uint8 [N, K] that the kernels' layout holds, or the numbers of codewords [N, ⌈K/width⌉]."""
     kind = CODE_KINDS[packed.entry.codec.removeprefix(_PREFIX)]
     rows, columns = packed.shape
+    if kind.storage == Storage.CODEWORD:
+        return packed.planes[vector.CODES]
     if kind.storage == Storage.TRITS:
         return TRITS.unpack(packed.planes[intn.CODES], columns)
     if kind.storage == Storage.BIT_STREAM:
-        plane = sign1.SIGNS if kind.bits == 1 else intn.CODES
-        return BITS[kind.width].unpack(packed.planes[plane], columns)
+        return BITS[kind.width].unpack(packed.planes[_plane_name(kind)], columns)
     kept = columns // 2
     places = BITS[2].unpack(packed.planes[sparse24.INDEX], kept).long()
     places += torch.arange(kept, device=places.device) // 2 * 4
@@ -235,16 +254,22 @@ def _parts(words: torch.Tensor, width: int, *, reverse: bool = False) -> torch.T
     return ordered.reshape(blocks, 2, 2, 8, chunks, (count // 2) * steps, 4, 2, 2)
 
 
+def _plane_name(kind: CodeKind) -> str:
+    return sign1.SIGNS if kind.bits == 1 and not kind.codeword else intn.CODES
+
+
 def _torch_units(packed: PackedTensor, kind: CodeKind) -> torch.Tensor:
-    return pack_units(kernel_codes(packed), kind.bits)
+    codes = kernel_codes(packed)
+    return pack_codewords(codes) if kind.codeword else pack_units(codes, kind.bits)
 
 
 def _kernel_units(packed: PackedTensor, kind: CodeKind, kernels: KernelLibrary) -> torch.Tensor:
     """Repacks on the device; the result is `_torch_units`'."""
     rows, columns = packed.shape
-    plane = packed.planes[sign1.SIGNS if kind.bits == 1 else intn.CODES].contiguous()
+    plane = packed.planes[_plane_name(kind)].contiguous()
     index = packed.planes[sparse24.INDEX].contiguous() if kind.storage == Storage.SPARSE24 else None
-    size = -(-rows // BLOCK_N) * -(-columns // CHUNK_K) * kind.bits * UNIT_BYTES
+    columns, chunk = (plane.shape[1], CHUNK_WORDS) if kind.codeword else (columns, CHUNK_K)
+    size = -(-rows // BLOCK_N) * -(-columns // chunk) * kind.bits * UNIT_BYTES
     units = torch.empty(size, dtype=torch.uint8, device=plane.device)
     grid = min(-(-size // 4 // 256), 8 * kernels.multiprocessors)
     kernels.get("repack")(

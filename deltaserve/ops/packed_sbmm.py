@@ -13,8 +13,9 @@ from deltaserve.ops.group_plan import GroupPlan, PlanBuffer
 from deltaserve.ops.kernel_layout import KernelTensor, unpack_units
 from deltaserve.ops.kernel_library import KernelLibrary
 from deltaserve.ops.shrink import shrink
+from deltaserve.ops.vector_units import unpack_codewords
 
-_SLOT_BYTES, _RED_ROW_BYTES, _SUM_BYTES = 576, 16 * 36 * 4, 16 * 8  # kernels/schedule.cuh
+_SLOT_BYTES, _RED_ROW_BYTES, _SUM_BYTES = 576, 16 * 36 * 4, 16 * 16  # kernels/schedule.cuh
 MAX_SHARED_BYTES = 232448
 """What a block may use of a Hopper multiprocessor's shared memory; of two that share it each half, less 1 KiB."""
 
@@ -68,8 +69,9 @@ def packed_sbmm(
 
     Semantics:
         y[row, part] += x[row] · Δ̂[slot of row, part]ᵀ for the rows of the uploaded plan; others stay as they are. fp32
-        accumulation, one rounding to bf16. Column scales of `sign1` are multiplied into x, rounded to bf16. What is
-        added up in which order depends on K and codec alone: a row's result does not change with the rest of the batch.
+        accumulation, one rounding to bf16. Column scales of `sign1` are multiplied into x, rounded to bf16; codewords
+        are rounded to bf16 (by 2⁻⁹ of a weight of Δ̂ at most). What is added up in which order depends on K and codec
+        alone: a row's result does not change with the rest of the batch.
 
     Args:
         kernels: of the device that everything is on.
@@ -107,7 +109,7 @@ def packed_sbmm(
 
 
 def packed_sbmm_reference(y: torch.Tensor, x: torch.Tensor, plan: GroupPlan, table: DeltaTable) -> None:
-    """What `packed_sbmm` computes, with torch and a decoded Δ̂, in float32 but for the column scales."""
+    """What `packed_sbmm` computes, with torch and a decoded Δ̂, in float32 but for column scales and codewords."""
     for tile in plan.tiles:
         rows = torch.tensor(plan.order[tile.begin : tile.begin + tile.rows], device=x.device)
         for index, part in enumerate(table.parts):
@@ -124,17 +126,26 @@ def times_delta(x: torch.Tensor, tensor: KernelTensor) -> torch.Tensor:
     out = torch.zeros(x.shape[0], n, device=x.device)
     if tensor.codes is not None:
         scaled = x if tensor.column is None else (x.float() * tensor.column.float()).to(x.dtype)
-        out += scaled.float() @ decode_codes(tensor).T
+        out += scaled.float() @ decode_codes(tensor, torch.bfloat16).T
     if tensor.left is not None and tensor.right is not None:
         out += (x.float() @ tensor.right.float().T) @ tensor.left.float()
     return out
 
 
-def decode_codes(tensor: KernelTensor) -> torch.Tensor:
-    """Returns what the codes stand for, float32 [N, K], without column scales and low-rank factors."""
+def decode_codes(tensor: KernelTensor, book_dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    """Returns what the codes stand for, float32 [N, K], without column scales and low-rank factors.
+
+    Args:
+        tensor: any.
+        book_dtype: that codewords are rounded to; `packed_sbmm` rounds them to bfloat16.
+    """
     n, columns = tensor.shape
     if tensor.codes is None or tensor.scales is None:
         return torch.zeros(n, columns)
+    if tensor.book is not None:
+        numbers = unpack_codewords(tensor.codes, n, -(-columns // tensor.codeword))
+        words = torch.nn.functional.embedding(numbers.int(), tensor.book.to(book_dtype).float()).flatten(1)
+        return words[:, :columns] * tensor.scales.float()[:, None]
     codes = unpack_units(tensor.codes, tensor.bits, n, columns).float()
     values = 2 * codes - 1 if tensor.bits == 1 else codes - tensor.zero2 / 2
     if not tensor.group:

@@ -30,9 +30,14 @@ CODECS: dict[str, tuple[str, dict[str, int]]] = {
     "int4, groups of 96": ("int4", {"group_size": 96}),
     "sparse24_int2": ("sparse24_int2", {}),
     "sparse24_int4": ("sparse24_int4", {}),
+    "vector8": ("vector8", {}),
+    "vector12": ("vector12", {}),
+    "vector16": ("vector16", {}),
+    "vector24": ("vector24", {}),
     "lowrank": ("lowrank", {"rank": 5}),
     "lowrank_sign1": ("lowrank_sign1", {"rank": 3}),
     "lowrank_sign1 with columns": ("lowrank_sign1", {"rank": 2, "columns": 1}),
+    "lowrank_vector8": ("lowrank_vector8", {"rank": 6}),
     "lowrank_ternary": ("lowrank_ternary", {"rank": 4}),
     "lowrank_int2": ("lowrank_int2", {"rank": 9, "group_size": 128}),
 }
@@ -96,7 +101,7 @@ class Linear:
         return out.cpu()
 
     def expected(self, x: torch.Tensor, y: torch.Tensor, slots: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns y in float64, and by how much a right result may differ: rounding of y, of x · column, of fp32."""
+        """Returns y in float64, and how far a right result may be off: rounding of y, x · column, codewords, fp32."""
         out, allowed = y.double(), torch.zeros(y.shape, dtype=torch.float64)
         for row, slot in enumerate(slots):
             for part, delta in zip(self.parts, self.deltas[slot] if slot >= 0 else (), strict=False):
@@ -105,7 +110,8 @@ class Linear:
                 columns = slice(part.begin, part.begin + delta.shape[0])
                 dense = delta.decode().double()
                 out[row, columns] += dense @ x[row].double()
-                noise = 2.0**-9 if "column" in delta.planes else 1e-6
+                rounded = "column" in delta.planes or "vector" in delta.entry.codec
+                noise = 2.0**-9 if rounded else 1e-6
                 allowed[row, columns] = dense.abs() @ x[row].double().abs() * noise + 1e-30
         return out, allowed + 2.0**-8 * out.abs()
 

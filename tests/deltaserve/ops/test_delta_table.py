@@ -39,6 +39,17 @@ def test_a_slot_is_written_where_it_lies_and_emptied_again() -> None:
     assert not records(table)[[0, 2]].view(np.uint8).any()
 
 
+def test_codewords_have_their_book_and_chunks_of_their_own() -> None:
+    table = DeltaTable(1, PARTS, 272, torch.device("cpu"))
+    words, signs = to_kernel_layout(coded("vector12", 64, 272)), to_kernel_layout(coded("sign1", 33, 272))
+    table.set(0, [words, signs])
+    assert words.book is not None
+    left, right = records(table)[0]
+    assert (left["bits"], left["codeword"], left["chunks"], left["book"]) == (1, 12, 2, words.book.data_ptr())
+    assert (right["bits"], right["codeword"], right["chunks"], right["book"]) == (1, 0, 3, 0)
+    assert left["cost"] > right["cost"]
+
+
 def test_shapes_that_do_not_fit_are_refused() -> None:
     table = DeltaTable(1, PARTS, 256, torch.device("cpu"))
     fits = to_kernel_layout(coded("sign1", 33, 256))

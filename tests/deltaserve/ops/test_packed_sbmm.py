@@ -52,7 +52,10 @@ def test_mixed_codecs_by_traffic(kernels: KernelLibrary, traffic: str) -> None:
 
 
 @pytest.mark.parametrize("columns", [16, 128, 144, 2048, 2064, 4112])
-@pytest.mark.parametrize("kind", ["sign1 with columns", "int2, groups of 128", "int3, groups of 48", "int4"])
+@pytest.mark.parametrize(
+    "kind",
+    ["sign1 with columns", "int2, groups of 128", "int3, groups of 48", "int4", "vector8", "vector12", "vector24"],
+)
 def test_columns_that_fill_no_chunk_and_many(kernels: KernelLibrary, kind: str, columns: int) -> None:
     deltas = [[coded(kind, 40, columns)] for _ in range(2)]
     Linear(kernels, [40], columns, deltas).check(inputs(4, columns), [0, 1, 0, 0])
@@ -104,10 +107,12 @@ def test_rows_of_x_that_do_not_fit_are_staged_in_slices() -> None:
     tuning = Tuning(x_bytes=66048)
     kernels = EmulatedKernels(2, tuning.defines)
     deltas = [
-        [coded(kind, 40, columns)] for kind in ("sign1 with columns", "int2, groups of 128", "int4, groups of 96")
+        [coded(kind, 40, columns)]
+        for kind in ("sign1 with columns", "int2, groups of 128", "int4, groups of 96", "vector8", "vector24")
     ]
-    x, y = inputs(3 * rows, columns), torch.randn(3 * rows, 40).bfloat16()
-    table = DeltaTable(3, [LinearPart(0, 40)], columns, kernels.device)
+    count = len(deltas)
+    x, y = inputs(count * rows, columns), torch.randn(count * rows, 40).bfloat16()
+    table = DeltaTable(count, [LinearPart(0, 40)], columns, kernels.device)
     for slot, tensors in enumerate(deltas):
         table.set(slot, [to_kernel_layout(tensors[0])])
 
@@ -117,20 +122,29 @@ def test_rows_of_x_that_do_not_fit_are_staged_in_slices() -> None:
         packed_sbmm(kernels, out, x[chosen], plan, table, tuning=tuning)
         return out
 
-    slots = [row % 3 for row in range(3 * rows)]
-    sliced = run(list(range(3 * rows)), slots)
+    slots = [row % count for row in range(count * rows)]
+    sliced = run(list(range(count * rows)), slots)
     expected = y.clone()
     packed_sbmm_reference(expected, x, GroupPlan.of(slots), table)
     assert torch.allclose(sliced.float(), expected.float(), rtol=2**-7, atol=1e-3)
-    for row in (0, 1, 2, 17):
+    for row in (0, 1, 2, 3, 4, 17):
         assert torch.equal(run([row], slots[row : row + 1])[0], sliced[row])
 
 
 def test_blocks_of_eight_warps() -> None:
     tuning = Tuning(stages=5, x_bytes=66048, warps=8, l2_prefetch=0)
-    deltas = [[coded(kind, 70, 1168)] for kind in ("sign1", "int2, groups of 128", "lowrank_ternary", "int4")]
+    kinds = ("sign1", "int2, groups of 128", "lowrank_ternary", "int4", "vector16")
+    deltas = [[coded(kind, 70, 1168)] for kind in kinds]
     linear = Linear(EmulatedKernels(1, tuning.defines), [70], 1168, deltas, tuning=tuning)
-    linear.check(inputs(16, 1168), [0] * 13 + [1, 2, 3])
+    linear.check(inputs(18, 1168), [0] * 13 + [1, 2, 3, 4, 4])
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(768, 9), (4096, 14), (272, 1)])
+def test_codebooks_take_turns_with_each_other_and_with_rows_of_x(columns: int, rows: int) -> None:
+    kinds = ("vector8", "vector24", "sign1", "vector24", "int4", "vector8", "vector16")
+    linear = Linear(EmulatedKernels(1), [20] * len(kinds), columns, [[coded(kind, 20, columns) for kind in kinds]])
+    for _ in range(3):  # in other orders of warps
+        linear.check(inputs(rows, columns), [0] * rows)
 
 
 def test_shared_memory_fits_the_device() -> None:
