@@ -77,7 +77,7 @@ async def publish(uri: str, model: str) -> str:
     return str(name)
 
 
-async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
         while True:
             value = condition()
@@ -137,7 +137,7 @@ async def test_prefetch_copies_and_agreement(tmp_path: Path) -> None:
         async with router(store, "right", [two, one]) as right:
             await until(lambda: serving(right))
             await asyncio.sleep(2.5)  # reports have settled
-            here, there = await asyncio.gather(digests(left, 5), digests(right, 5))
+            here, there = await asyncio.gather(digests(left, 8), digests(right, 8))
             common = here.keys() & there.keys()
             assert len(common) >= 3
             assert {at: here[at] for at in common} == {at: there[at] for at in common}
@@ -147,7 +147,7 @@ async def test_prefetch_copies_and_agreement(tmp_path: Path) -> None:
 
             # a hot model gets a copy on the second worker
             asking = [asyncio.create_task(_ask(client, "hot", 6)) for client in (left, right) for _ in range(2)]
-            await until(lambda: _has_copies(left, hot, 2), 60)
+            await until(lambda: _has_copies(left, hot, 2))
             await asyncio.gather(*asking)
             assert await holders(left, hot) == {"one", "two"}
 
