@@ -164,8 +164,10 @@ class Client:
 
 @contextlib.asynccontextmanager
 async def routing(store: str, workers: Sequence[str], **settings: Any) -> AsyncIterator[tuple[Router, Client]]:
-    """Runs a router on a free port; yields it with a client of it."""
-    values: dict[str, Any] = {"listen": "127.0.0.1:0", "catalog_seconds": 0.2, "notice_seconds": 0.0} | settings
+    """Runs a router on a free port; yields it with a client of it. Rounds of placement, whose orders scripted workers
+    do not carry out, are held only where a test sets `placement_seconds`."""
+    defaults = {"listen": "127.0.0.1:0", "catalog_seconds": 0.2, "notice_seconds": 0.0, "placement_seconds": 0.0}
+    values: dict[str, Any] = defaults | settings
     router = Router(RouterSettings(store=store, workers=tuple(workers), **values))
     async with router.running() as host, edge_channel(f"127.0.0.1:{host.port}") as channel:
         yield router, Client(channel, host)
