@@ -18,7 +18,7 @@ ADDRESS = "127.0.0.1:8000"
 
 
 async def _until_published(system: System, models: list[str]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not set(models) <= {model.model for model in await system.client.models()}:
             await asyncio.sleep(0.2)
 

@@ -195,7 +195,7 @@ async def failure(call: Any) -> DeltaServeError:
     return error_from_rpc(caught.value)
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Waits until something holds."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -57,7 +57,7 @@ def add(rig: Any, number: int, grammar: str, vocabulary: str = "v", **options: A
 
 
 def run(rig: Any, *numbers: int) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 120
     while not all(number in rig.outputs and rig.outputs[number][-1].finish for number in numbers):
         assert time.monotonic() < end, rig.outputs
         rig.step()

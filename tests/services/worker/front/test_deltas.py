@@ -38,7 +38,7 @@ class Scene:
         """Brings the delta as far as the engine's answer."""
         arrival = self.deltas.bring(await self.delta())
         assert arrival is not None
-        await asyncio.wait_for(arrival.on_disk.wait(), 5)
+        await asyncio.wait_for(arrival.on_disk.wait(), 60)
         return arrival
 
     def answer(self, state: str = "resident", **fields: Any) -> None:
