@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.compression_methods.data import read_samples
 from benchmarks.hardware import describe
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.codecs.vector import VECTORS
@@ -33,12 +34,8 @@ from services.compressor.pipeline.hidden import Memory
 from services.compressor.pipeline.pair import Pair
 from services.compressor.pipeline.profile import Profiler, profiled_batches
 from services.compressor.pipeline.progress import Progress
-from services.compressor.pipeline.samples import calibration_rows, gather
-from services.compressor.pipeline.spelling import writes_blank
-from services.compressor.pipeline.text import open_tokenizer
 
 BITS = (1.03, 1.93, 3.9)  # what tiny, balanced and faithful leave a coded weight of the zoo's fine-tunes
-SAMPLES, TOKENS = 256, 512
 _NOISE = 0.3224 / (1 - 0.3224)  # of `vector8`: docs/adr/0009-vector-codes.md
 _MOST = 16.0  # bits
 
@@ -50,11 +47,8 @@ def profile(base: Path, tuned: Path) -> Table:
     """Returns the candidates of every tensor of a fine-tune, as a run with calibration on its train.jsonl has them."""
     pair = Pair(Checkpoint.open(base), Checkpoint.open(tuned), torch.device("cpu"))
     decoder = Decoder(pair.tuned.config, pair.device)
-    tokenizer = open_tokenizer(pair.base, pair.tuned)
-    rows = calibration_rows(tuned / "train.jsonl")
+    _, samples = read_samples(pair, decoder, tuned / "train.jsonl")
     with tempfile.TemporaryDirectory() as work:
-        tokenizer.blank = " " if writes_blank(pair, decoder, tokenizer, rows, Path(work)) else ""
-        samples = gather(tokenizer, rows, None, samples=SAMPLES, tokens=TOKENS, context=decoder.context)
         profiler = Profiler(pair, decoder, Memory(1 << 30), Path(work), Chooser("int4", "int4", 128), ())
         return profiler.make(*profiled_batches(samples), Progress(io.StringIO())).table
 

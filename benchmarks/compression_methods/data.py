@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 from deltaserve.delta.checkpoint import Checkpoint
 from services.compressor.pipeline.decoder import Decoder
 from services.compressor.pipeline.pair import Pair
-from services.compressor.pipeline.samples import calibration_rows, gather
+from services.compressor.pipeline.samples import Samples, calibration_rows, gather
 from services.compressor.pipeline.spelling import writes_blank
-from services.compressor.pipeline.text import open_tokenizer
+from services.compressor.pipeline.text import Tokenizer, open_tokenizer
 
 CALIBRATION_ROWS = 256
 CALIBRATION_TOKENS = 512
@@ -55,6 +55,18 @@ class Data:
     text: Callable[[Sequence[int]], str]
 
 
+def read_samples(pair: Pair, decoder: Decoder, calibration: Path) -> tuple[Tokenizer, Samples]:
+    """Tokenizes the calibration rows as a run of the pipeline does; the tokenizer knows how answers are spelled."""
+    tokenizer = open_tokenizer(pair.base, pair.tuned)
+    rows = calibration_rows(calibration)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokenizer.blank = " " if writes_blank(pair, decoder, tokenizer, rows, Path(scratch)) else ""
+    samples = gather(
+        tokenizer, rows, None, samples=CALIBRATION_ROWS, tokens=CALIBRATION_TOKENS, context=decoder.context
+    )
+    return tokenizer, samples
+
+
 def read_data(base: Path, tuned: Path, *, limit: int | None = None) -> Data:
     """Reads train.jsonl and test.jsonl of a fine-tune's folder.
 
@@ -64,14 +76,7 @@ def read_data(base: Path, tuned: Path, *, limit: int | None = None) -> Data:
         limit: most test rows.
     """
     pair = Pair(Checkpoint.open(base), Checkpoint.open(tuned), torch.device("cpu"))
-    decoder = Decoder(pair.tuned.config, pair.device)
-    tokenizer = open_tokenizer(pair.base, pair.tuned)
-    rows = calibration_rows(tuned / "train.jsonl")
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.blank = " " if writes_blank(pair, decoder, tokenizer, rows, Path(scratch)) else ""
-    samples = gather(
-        tokenizer, rows, None, samples=CALIBRATION_ROWS, tokens=CALIBRATION_TOKENS, context=decoder.context
-    )
+    tokenizer, samples = read_samples(pair, Decoder(pair.tuned.config, pair.device), tuned / "train.jsonl")
     tests = []
     with (tuned / "test.jsonl").open() as lines:
         for row in map(json.loads, islice(lines, limit)):

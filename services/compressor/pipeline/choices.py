@@ -11,6 +11,7 @@ from deltaserve.delta.codecs.intn import GROUP_SIZE
 from deltaserve.delta.codecs.lowrank import RANK
 from deltaserve.delta.codecs.sign1 import COLUMNS
 from deltaserve.delta.codecs.tiered import ROWS
+from deltaserve.delta.codecs.vector import VECTORS
 from deltaserve.delta.layout import plane_bytes
 from deltaserve.delta.manifest import TensorClass
 
@@ -19,7 +20,6 @@ EXACT = "exact"
 
 _RANKS = (2, 4, 8, 16, 32, 64)
 _RESIDUAL_RANKS = (1, 2, 4, 8)
-_VECTORS = ("vector8", "vector12", "vector16", "vector24")
 _LISTED = (64, 32, 16, 8)  # one in so many rows of an embedding gets int4
 _PLANE_HEADER = 110  # bytes that a plane's entry takes in the payload's header, its name aside
 
@@ -80,7 +80,7 @@ def candidates(shape: Sequence[int], group_size: int, *, embedding: bool, asked:
     2:4 sparse codes are not unless asked for: at equal bytes dense ones are better everywhere (docs/log.md).
     """
     found = [Choice("sign1"), Choice("ternary"), Choice("int2"), Choice(EXACT)]
-    found += [Choice(codec) for codec in (_VECTORS[:1] if embedding else _VECTORS)]
+    found += [Choice(codec.name) for codec in (VECTORS[:1] if embedding else VECTORS)]
     found += [Choice("lowrank", {RANK: rank}) for rank in _RANKS if not embedding and 8 * rank <= min(shape)]
     for codec in ("lowrank_vector8", "lowrank_ternary", "lowrank_int2"):
         found += [Choice(codec, {RANK: rank}) for rank in _RESIDUAL_RANKS if 16 * rank <= min(shape)]
