@@ -66,7 +66,7 @@ def score(worker: WorkerView, revision: str, delta_bytes: int, benefit: float = 
         delta_bytes: size of the packed delta.
         benefit: seconds of prefill that the worker's prefix cache saves the request.
     """
-    return _wait(worker) + (_ready(worker, revision, delta_bytes) if revision else 0.0) - benefit
+    return _expected(worker, _ready(worker, revision, delta_bytes), benefit)
 
 
 def choose(
@@ -90,9 +90,9 @@ def choose(
         return None
 
     def key(worker: WorkerView) -> tuple[float, float, bytes]:
-        ready = _ready(worker, revision, delta_bytes) if revision else 0.0
+        ready = _ready(worker, revision, delta_bytes)
         load = worker.outstanding / max(worker.max_running, 1)
-        expected = score(worker, revision, delta_bytes, benefits.get(worker.name, 0.0))
+        expected = _expected(worker, ready, benefits.get(worker.name, 0.0))
         # a cold model goes where its hash says, so that its deltas do not wander; a warm one spreads by load
         return round(expected, 3), load if ready == 0.0 else 0.0, _affinity(revision, worker.name)
 
@@ -106,7 +106,13 @@ def _wait(worker: WorkerView) -> float:
     return fuller_steps + (ahead / slots * worker.service_seconds if ahead > 0 else 0.0)
 
 
+def _expected(worker: WorkerView, ready: float, benefit: float) -> float:
+    return _wait(worker) + ready - benefit
+
+
 def _ready(worker: WorkerView, revision: str, delta_bytes: int) -> float:
+    if not revision:
+        return 0.0
     tier = worker.tiers.get(revision, Tier.STORE)
     seconds = worker.costs.expected(tier, delta_bytes)
     if seconds == 0.0:
