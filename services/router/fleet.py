@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterable, Iterable
 
 from deltaserve.errors import NotFoundError
@@ -62,9 +61,7 @@ class Fleet:
         finally:
             tasks = list(self._tasks.values())
             self._drop(list(self._links))
-            for task in tasks:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _drop(self, addresses: Iterable[str]) -> None:
         self.bases()  # what dropped links told stays known

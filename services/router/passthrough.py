@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from deltaserve.alongside import alongside
 from deltaserve.errors import UnavailableError
 from deltaserve.rpc.channels import internal_channel
 from deltaserve.rpc.ending import Ending
@@ -75,17 +74,13 @@ class Passthrough:
             timeout=context.time_remaining(), metadata=_end_to_end(context.invocation_metadata())
         )
         ending = Ending(call)
-        pump = asyncio.create_task(_pump(requests, call))
-        try:
-            await self._answer(call, context, self._edits.get(method))
-        except grpc.aio.AioRpcError as error:
-            await self._abort(await ending.error(error), context)
-        finally:
-            pump.cancel()
-            call.cancel()
-            # the pump ends with the call that it writes to, or that its client has left
-            with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
-                await pump
+        async with alongside(_pump(requests, call)):
+            try:
+                await self._answer(call, context, self._edits.get(method))
+            except grpc.aio.AioRpcError as error:
+                await self._abort(await ending.error(error), context)
+            finally:
+                call.cancel()
 
     async def _answer(self, call: Call, context: Context, edit: Edit | None) -> None:
         response = await call.read()

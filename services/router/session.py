@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
+from deltaserve.alongside import alongside
 from deltaserve.errors import UnavailableError
 from deltaserve.v1.worker_pb2 import Hello, SessionRequest, SessionResponse, Welcome
 from deltaserve.v1.worker_pb2_grpc import WorkerServiceStub
@@ -79,12 +80,7 @@ async def open_session(channel: grpc.aio.Channel, router: str) -> AsyncIterator[
         if not isinstance(first, SessionResponse) or not first.HasField("welcome"):
             raise UnavailableError("the worker's first message was no Welcome")
         session = Session(call, first.welcome)
-        sender = asyncio.create_task(session.send_all())
-        try:
+        async with alongside(session.send_all()):
             yield session
-        finally:
-            sender.cancel()
-            with contextlib.suppress(asyncio.CancelledError, grpc.RpcError, asyncio.InvalidStateError):
-                await sender
     finally:
         call.cancel()
