@@ -26,7 +26,7 @@ Counted = Literal["answers", "turns", "whole"]
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """A held-out sequence.
+    """A sequence of which is known what is asked; held out, unless it is only on its way to the calibration set.
 
     Attributes:
         tokens: the sequence.
@@ -114,13 +114,13 @@ def gather(
             field="calibration",
         )
     every = max(_HELD_OUT_EVERY, -(-len(pieces) // MAX_HELD_OUT))
-    fitted = [piece for i, piece in enumerate(pieces) if i % every][:samples]
+    fitted = _asking([piece for i, piece in enumerate(pieces) if i % every][:samples])
     labelled = read_labelled(evaluation) if evaluation else []
     answers, count = _answers(tokenizer, labelled[:MAX_EVALUATED], context)
     return Samples(
         [piece.tokens for piece in fitted],
-        [one.asked for one in _marked(tokenizer, fitted)],
-        _marked(tokenizer, pieces[::every]),
+        [piece.asked for piece in fitted],
+        _asking(pieces[::every]),
         answers,
         count,
         len(labelled) - count,
@@ -128,41 +128,32 @@ def gather(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A row's tokens from `begin` on."""
-
-    row: Row
-    begin: int
-    tokens: list[int]
-
-
-def _pieces(tokenizer: Tokenizer, rows: Sequence[Row], limit: int, most: int) -> list[_Piece]:
-    pieces: list[_Piece] = []
+def _pieces(tokenizer: Tokenizer, rows: Sequence[Row], limit: int, most: int) -> list[HeldOut]:
+    """Cuts rows into sequences of two to `limit` tokens, at most so many."""
+    pieces: list[HeldOut] = []
     for row in rows:
         tokens = tokenizer.tokens(row)
-        cut = (_Piece(row, begin, tokens[begin : begin + limit]) for begin in range(0, len(tokens), limit))
-        pieces += [piece for piece in cut if len(piece.tokens) > 1]
+        asked = tokenizer.asked(row, tokens)
+        counted = _counted(row, asked)
+        for begin in range(0, len(tokens) - 1, limit):
+            cut = slice(begin, begin + limit)
+            pieces.append(HeldOut(tokens[cut], asked[cut], counted))
         if len(pieces) >= most:
             break
-    return pieces[:most]
+    return [piece for piece in pieces[:most] if len(piece.tokens) > 1]
 
 
-def _marked(tokenizer: Tokenizer, pieces: Sequence[_Piece]) -> list[HeldOut]:
-    found = [_asked(tokenizer, piece) for piece in pieces]
-    if any(any(one.asked[1:]) for one in found):  # no place comes before a first token
-        return found
-    return [HeldOut(one.tokens, [True] * len(one.tokens), "whole") for one in found]
+def _counted(row: Row, asked: Sequence[bool]) -> Counted:
+    if isinstance(row, Labelled):
+        return "answers"
+    return "turns" if isinstance(row, Chat) and not all(asked) else "whole"
 
 
-def _asked(tokenizer: Tokenizer, piece: _Piece) -> HeldOut:
-    asked = tokenizer.asked(piece.row)
-    counted: Counted = "whole"
-    if isinstance(piece.row, Labelled):
-        counted = "answers"
-    elif isinstance(piece.row, Chat) and not all(asked):
-        counted = "turns"
-    return HeldOut(piece.tokens, asked[piece.begin : piece.begin + len(piece.tokens)], counted)
+def _asking(pieces: Sequence[HeldOut]) -> list[HeldOut]:
+    """Returns the pieces; those of which nothing is asked at all count whole."""
+    if any(any(piece.asked[1:]) for piece in pieces):  # no place comes before a first token
+        return list(pieces)
+    return [HeldOut(piece.tokens, [True] * len(piece.tokens), "whole") for piece in pieces]
 
 
 def _answers(tokenizer: Tokenizer, rows: Sequence[Labelled], context: int) -> tuple[list[Answer], int]:

@@ -56,16 +56,15 @@ class Tokenizer:
             return self._encode(self._rendered(row.messages), special=False)
         return self._encode(row.text, special=True)
 
-    def asked(self, row: Row) -> list[bool]:
-        """Tells for each token of `tokens(row)` whether the fine-tune is asked to say it.
+    def asked(self, row: Row, tokens: list[int]) -> list[bool]:
+        """Tells for each of the row's tokens, which `tokens` returned, whether the fine-tune is asked to say it.
 
         Of a labelled row that is the answer with its end, of a chat what the assistant says, of a text everything. Of a
         chat it is everything too when its template does not render a conversation as its beginning and more.
         """
         if isinstance(row, Labelled):
-            prompt, target = self.labelled(row.prompt, self.blank + row.targets[0])
-            return [False] * len(prompt) + [True] * len(target)
-        tokens = self.tokens(row)
+            prompt = self._encode(row.prompt, special=False)
+            return [False] * len(prompt) + [True] * (len(tokens) - len(prompt))
         turns = self._turns(row.messages, tokens) if isinstance(row, Chat) else None
         return turns or [True] * len(tokens)
 

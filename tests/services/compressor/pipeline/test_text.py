@@ -5,7 +5,7 @@ import pytest
 
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.errors import InvalidArgumentError
-from services.compressor.pipeline.rows import Chat, Labelled, Text
+from services.compressor.pipeline.rows import Chat, Labelled, Row, Text
 from services.compressor.pipeline.text import Tokenizer, open_tokenizer
 from tests.services.compressor.pipeline.conftest import save_tokenizer
 
@@ -14,6 +14,10 @@ from tests.services.compressor.pipeline.conftest import save_tokenizer
 def tokenizer(tmp_path: Path) -> Tokenizer:
     save_tokenizer(tmp_path)
     return Tokenizer(tmp_path, 264, ())
+
+
+def asked(tokenizer: Tokenizer, row: Row) -> list[bool]:
+    return tokenizer.asked(row, tokenizer.tokens(row))
 
 
 def test_rows_become_tokens(tokenizer: Tokenizer):
@@ -71,14 +75,14 @@ def test_the_base_tokenizer_serves_when_the_fine_tune_has_none(pair: tuple[Path,
 
 
 def test_what_is_asked_of_the_fine_tune(tokenizer: Tokenizer):
-    assert tokenizer.asked(Text("abc")) == [True] * 3
+    assert asked(tokenizer, Text("abc")) == [True] * 3
     tokenizer.blank = " "
-    assert tokenizer.asked(Labelled("<s1>ab", ("c", "x"))) == [False] * 3 + [True] * 3
+    assert asked(tokenizer, Labelled("<s1>ab", ("c", "x"))) == [False] * 3 + [True] * 3
     turns = [("user", "ab"), ("assistant", "c"), ("user", "d"), ("assistant", "efg")]
     chat = Chat([{"role": role, "content": content} for role, content in turns])
     expected = [False] * 4 + [True] * 3 + [False] * 3 + [True] * 5
-    assert tokenizer.asked(chat) == expected
-    assert tokenizer.asked(Chat(chat.messages[:1])) == [True] * 4  # nothing is said by the assistant
+    assert asked(tokenizer, chat) == expected
+    assert asked(tokenizer, Chat(chat.messages[:1])) == [True] * 4  # nothing is said by the assistant
 
 
 @pytest.mark.parametrize(
@@ -99,9 +103,8 @@ def test_templates_that_show_where_turns_begin_and_others(tmp_path: Path, templa
     (tmp_path / "chat_template.jinja").write_text(template)
     tokenizer = Tokenizer(tmp_path, 264, ())
     chat = Chat([{"role": "user", "content": "a"}, {"role": "assistant", "content": "bc"}])
-    asked = tokenizer.asked(chat)
-    assert len(asked) == len(tokenizer.tokens(chat))
-    assert asked == [sign == "+" for sign in expected]
+    assert len(expected) == len(tokenizer.tokens(chat))
+    assert asked(tokenizer, chat) == [sign == "+" for sign in expected]
 
 
 def test_tokens_become_text_again(tokenizer: Tokenizer):
