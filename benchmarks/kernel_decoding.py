@@ -11,7 +11,7 @@ from deltaserve.delta.codecs import get_codec
 from deltaserve.delta.lossless import encode
 from deltaserve.delta.manifest import TensorEntry
 from deltaserve.delta.packed import PackedTensor
-from deltaserve.ops.decode_lossless import JOB, decode_lossless, plan_stream
+from deltaserve.ops.decode_lossless import Decoding, decode_lossless, decoding_jobs, plan_stream
 from deltaserve.ops.kernel_layout import to_kernel_layout
 from deltaserve.ops.kernel_library import KernelLibrary
 from deltaserve.ops.merge_packed import merge_packed
@@ -22,13 +22,17 @@ _STREAM_BYTES = 16 << 20
 
 def measure_decoding(kernels: KernelLibrary, pool: Pool, copy: float, timer: Timer) -> dict[str, float]:
     """Prints and returns GB/s: of raw bytes for streams, of planes for repacking, of all bytes moved for merging."""
-    rates = {"decode_lossless int2": _lossless(kernels, 2, timer), "decode_lossless int4": _lossless(kernels, 4, timer)}
+    rates = {
+        f"decode_lossless int{bits}, {streams} at once": _lossless(kernels, bits, streams, timer)
+        for bits in (2, 4)
+        for streams in (1, 4, 16)
+    }
     for codec in ("sign1", "int2", "int3", "int4"):
         rates[f"repack {codec}"] = _repack(kernels, pool, codec, timer)
     for codec in ("sign1", "int2", "int4", "lr16_sign1"):
         rates[f"merge {codec}"] = _merge(kernels, pool, codec, timer)
     for name, rate in rates.items():
-        print(f"{name:<22} {rate:>7.1f} GB/s {100 * rate / copy:>6.1f}% of copy")
+        print(f"{name:<34} {rate:>7.1f} GB/s {100 * rate / copy:>6.1f}% of copy")
     return rates
 
 
@@ -41,32 +45,22 @@ def gaussian_codes(bits: int, size: int) -> np.ndarray:
     return (codes.reshape(size, 8 // bits) << (bits * np.arange(8 // bits, dtype=np.uint8))).sum(1, dtype=np.uint8)
 
 
-def _lossless(kernels: KernelLibrary, bits: int, timer: Timer) -> float:
-    """Eight streams after each other, as layers of a delta would come."""
+def _lossless(kernels: KernelLibrary, bits: int, streams: int, timer: Timer) -> float:
+    """Launches of so many streams of 16 MiB each; a layer of an 8B model's int2 delta has 55 MB."""
     raw = gaussian_codes(bits, _STREAM_BYTES)
     stream = encode(raw)
     planned = plan_stream(stream, raw.size)
-    failed = torch.zeros(1, dtype=torch.int32, device=kernels.device)
     moved = torch.from_numpy(stream.copy()).to(kernels.device)
-    plane = torch.empty(raw.size, dtype=torch.uint8, device=kernels.device)
-    decode_lossless(kernels, plane, moved, planned, failed)
-    if int(failed) or not np.array_equal(plane.cpu().numpy(), raw):
+    decodings = [
+        Decoding(torch.empty(raw.size, dtype=torch.uint8, device=kernels.device), moved.clone(), planned)
+        for _ in range(streams)
+    ]
+    jobs = decoding_jobs(decodings, kernels.device)
+    failed = torch.zeros(1, dtype=torch.int32, device=kernels.device)
+    us = timer(lambda: [decode_lossless(kernels, jobs, failed) for _ in range(4)]) / 4
+    if int(failed) or not all(np.array_equal(one.plane.cpu().numpy(), raw) for one in decodings):
         raise SystemExit("decode_lossless: wrong bytes")
-    records = [_records(planned.jobs, moved.clone(), plane.clone()) for _ in range(8)]
-    kernel = kernels.get("decode_lossless")
-    us = timer(lambda: [kernel(len(planned.jobs), 256, 4 * (4096 + 256), (r[0], failed)) for r in records])
-    return 8 * raw.size / us / 1e3
-
-
-def _records(jobs: np.ndarray, stream: torch.Tensor, plane: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    filled = jobs.copy()
-    for name in ("table", "ends", "states", "words"):
-        filled[name] += np.uint64(stream.data_ptr())
-    filled["table"][jobs["width"] == 0] = 0
-    filled["out"] += np.uint64(plane.data_ptr())
-    if filled.dtype != JOB:
-        raise SystemExit("jobs changed their layout")
-    return torch.from_numpy(filled.view(np.uint8)).to(plane.device), stream, plane
+    return streams * raw.size / us / 1e3
 
 
 def _repack(kernels: KernelLibrary, pool: Pool, name: str, timer: Timer) -> float:

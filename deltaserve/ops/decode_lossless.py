@@ -5,6 +5,7 @@ The reference is deltaserve.delta.lossless.decode, equal bit for bit; docs/delta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,36 +73,56 @@ def plan_stream(stream: npt.NDArray[np.uint8], size: int) -> StreamJobs:
     return StreamJobs(size, np.concatenate(parts))
 
 
-def decode_lossless(
-    kernels: KernelLibrary, plane: torch.Tensor, stream: torch.Tensor, planned: StreamJobs, failed: torch.Tensor
-) -> torch.Tensor:
-    """Decodes a stream on the kernels' stream.
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """One stream and the plane that it becomes.
 
-    Args:
-        kernels: of the device that everything is on.
+    Attributes:
         plane: contiguous, of `planned.size` bytes; what it holds is written over.
         stream: uint8 [m], the bytes that were planned; on 4 bytes.
         planned: from `plan_stream`.
-        failed: int32 [1], zero before; set to 1 when a block does not end as it must. Many decodings may share one;
-            look at it when their results are about to be used.
+    """
 
-    Returns:
-        The jobs on the device: keep them until the decoding is done.
+    plane: torch.Tensor
+    stream: torch.Tensor
+    planned: StreamJobs
+
+
+def decoding_jobs(decodings: Sequence[Decoding], device: torch.device) -> torch.Tensor:
+    """Returns the work of one launch on the device, uint8 [jobs, 64], for streams and planes that are there.
 
     Raises:
         ValueError: a plane of another size.
     """
-    if plane.nbytes != planned.size or not plane.is_contiguous():
-        raise ValueError(f"a plane of {plane.nbytes} bytes for a stream of {planned.size}")
-    jobs = planned.jobs.copy()
-    raw = jobs["width"] == 0
+    return (
+        torch.from_numpy(np.concatenate([_addressed(one) for one in decodings]).view(np.uint8)).to(device).view(-1, 64)
+    )
+
+
+def decode_lossless(kernels: KernelLibrary, jobs: torch.Tensor, failed: torch.Tensor) -> None:
+    """Decodes streams on the kernels' stream, all in one launch: those of a layer fill a GPU, one does not.
+
+    Args:
+        kernels: of the device that everything is on.
+        jobs: from `decoding_jobs`; keep it, streams and planes until the decoding is done.
+        failed: int32 [1], zero before; set to 1 when a block does not end as it must. Many launches may share one;
+            look at it when their results are about to be used.
+    """
+    if len(jobs):
+        kernels.get("decode_lossless")(len(jobs), _THREADS, _SHARED, (jobs, failed))
+
+
+def _addressed(one: Decoding) -> Jobs:
+    """Returns a stream's jobs with offsets turned into addresses."""
+    if one.plane.nbytes != one.planned.size or not one.plane.is_contiguous():
+        raise ValueError(f"a plane of {one.plane.nbytes} bytes for a stream of {one.planned.size}")
+    jobs = one.planned.jobs.copy()
+    stream = np.uint64(one.stream.data_ptr())
     for name in ("ends", "states", "words"):
-        jobs[name] += np.uint64(stream.data_ptr())
-    jobs["table"] = np.where(raw, np.uint64(0), jobs["table"] + np.uint64(stream.data_ptr()))
-    jobs["out"] += np.uint64(plane.data_ptr())
-    records = torch.from_numpy(jobs.view(np.uint8)).to(kernels.device)
-    kernels.get("decode_lossless")(len(jobs), _THREADS, _SHARED, (records, failed))
-    return records
+        jobs[name] += stream
+    jobs["table"] = np.where(jobs["width"] == 0, np.uint64(0), jobs["table"] + stream)
+    jobs["out"] += np.uint64(one.plane.data_ptr())
+    return jobs
 
 
 def _plane_jobs(layout: StreamLayout, number: int) -> Jobs:

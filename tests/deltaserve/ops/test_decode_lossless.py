@@ -8,9 +8,8 @@ import torch
 
 from deltaserve.delta.lossless import decode, encode
 from deltaserve.errors import FormatError
-from deltaserve.ops.decode_lossless import decode_lossless, plan_stream
+from deltaserve.ops.decode_lossless import Decoding, decode_lossless, decoding_jobs, plan_stream
 from deltaserve.ops.kernel_library import KernelLibrary
-from tests.emulation.library import EmulatedKernels
 
 
 def skewed(size: int) -> np.ndarray:
@@ -34,7 +33,8 @@ def run(kernels: KernelLibrary, stream: np.ndarray, size: int) -> tuple[np.ndarr
     padded = torch.full((size + 64,), 0xA5, dtype=torch.uint8, device=kernels.device)
     failed = torch.zeros(1, dtype=torch.int32, device=kernels.device)
     moved = torch.from_numpy(stream.copy()).to(kernels.device)
-    jobs = decode_lossless(kernels, padded[:size], moved, plan_stream(stream, size), failed)
+    jobs = decoding_jobs([Decoding(padded[:size], moved, plan_stream(stream, size))], kernels.device)
+    decode_lossless(kernels, jobs, failed)
     got = padded.cpu().numpy()
     assert jobs.numel() > 0
     assert (got[size:] == 0xA5).all()
@@ -75,13 +75,24 @@ def test_malformed_streams_are_refused_before_anything_is_launched() -> None:
     for cut in (3, 40, stream.size - 2):
         with pytest.raises(FormatError):
             plan_stream(stream[:cut], 9000)
+    planned = plan_stream(stream, 9000)
     with pytest.raises(ValueError, match="plane of 10"):
-        kernels = EmulatedKernels()
-        failed = torch.zeros(1, dtype=torch.int32)
-        decode_lossless(
-            kernels,
-            torch.zeros(10, dtype=torch.uint8),
-            torch.from_numpy(stream.copy()),
-            plan_stream(stream, 9000),
-            failed,
+        decoding_jobs(
+            [Decoding(torch.zeros(10, dtype=torch.uint8), torch.from_numpy(stream.copy()), planned)],
+            torch.device("cpu"),
         )
+
+
+def test_streams_of_a_layer_are_decoded_in_one_launch(kernels: KernelLibrary) -> None:
+    raws = {name: source(np.random.randint(1, 9000)) for name, source in SOURCES.items()}
+    streams = {name: encode(raw, 1024) for name, raw in raws.items()}
+    planes = {name: torch.zeros(raw.size, dtype=torch.uint8, device=kernels.device) for name, raw in raws.items()}
+    decodings = [
+        Decoding(planes[name], torch.from_numpy(stream.copy()).to(kernels.device), plan_stream(stream, raws[name].size))
+        for name, stream in streams.items()
+    ]
+    failed = torch.zeros(1, dtype=torch.int32, device=kernels.device)
+    decode_lossless(kernels, decoding_jobs(decodings, kernels.device), failed)
+    assert int(failed) == 0
+    for name, raw in raws.items():
+        assert (planes[name].cpu().numpy() == raw).all(), name
