@@ -32,7 +32,7 @@ class Stages:
 
     def progressed(self, progress: Progress) -> None:
         """Takes what the job says of itself."""
-        if (progress.stage, progress.attempt) != self._key:
+        if _key(progress) != self._key:
             self._leave(progress, "")
             self._enter(progress)
         if progress.stage == "compressing" and progress.layers_total:
@@ -43,9 +43,9 @@ class Stages:
         self._leave(None, error)
 
     def _enter(self, progress: Progress) -> None:
-        about = {genai.ATTEMPT: progress.attempt} if progress.attempt else {}
-        self._key, self._began = (progress.stage, progress.attempt), time.monotonic()
-        self._stage = telemetry.start(progress.stage, parent=self._job, attributes=about)
+        self._key, self._began = _key(progress), time.monotonic()
+        stage, attempt = self._key
+        self._stage = telemetry.start(stage, parent=self._job, attributes={genai.ATTEMPT: attempt})
         self._done = 0
 
     def _leave(self, progress: Progress | None, error: str) -> None:
@@ -83,6 +83,11 @@ class Stages:
             telemetry.fail(self._group, error)
         self._group.end()
         self._group = None
+
+
+def _key(progress: Progress) -> tuple[str, int]:
+    """Before the first attempt begins, progress tells none."""
+    return progress.stage, max(progress.attempt, 1)
 
 
 @contextlib.contextmanager
