@@ -11,7 +11,13 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    GCCollector,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
@@ -46,6 +52,7 @@ class Scraped(Collector):
 
 def registry() -> CollectorRegistry:
     """Returns a registry that tells of the process already: memory, CPU, open files, garbage collection."""
+    disable_created_metrics()  # a series of start times beside every counter: Prometheus has no use for it
     made = CollectorRegistry()
     ProcessCollector(registry=made)
     PlatformCollector(registry=made)
