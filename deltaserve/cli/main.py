@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from deltaserve import telemetry
 from deltaserve.cli.catalog import alias, delete, models, pin, revision
 from deltaserve.cli.chat import chat
 from deltaserve.cli.explain import explain
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line (the process's own by default); returns the exit status: 0, 1 on errors, 2 on misuse."""
     # grpc's own warnings go to standard error from C++ and would tear progress bars; our errors say what happened
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    telemetry.setup("cli", None)
     try:
         cli.main(args=None if argv is None else list(argv), prog_name="deltaserve", standalone_mode=False)
     except click.exceptions.Exit as request:
@@ -57,4 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (DeltaServeError, OSError) as error:
         click.echo(f"error: {explain(error)}", err=True)
         return 1
+    finally:
+        telemetry.shutdown()
     return 0

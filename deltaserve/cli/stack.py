@@ -135,7 +135,9 @@ class Stack:
         )  # fmt: skip
 
     def _add(self, name: str, module: str, *flags: str) -> None:
-        self._children.append(_Child(name, [sys.executable, "-m", "deltaserve.cli.child", module, *flags]))
+        self._children.append(
+            _Child(name, [sys.executable, "-m", "deltaserve.cli.child", module, *flags, "--log-format", "text"])
+        )
 
     async def _start(self, child: _Child) -> None:
         if self._options.logs_here:

@@ -14,6 +14,7 @@ from deltaserve.client.generation import AsyncGeneration, Completion
 from deltaserve.client.jobs import JobOptions, JobWatch
 from deltaserve.client.requests import GenerateOptions, Prompt, generate_request, tokenize_request
 from deltaserve.client.retry import persistent, unary
+from deltaserve.client.tracing import ClientSpan, calling
 from deltaserve.client.transfer import ProgressCallback, UploadProgress, send
 from deltaserve.rpc.channels import edge_channel
 from deltaserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
@@ -68,7 +69,10 @@ class AsyncClient:
             InvalidArgumentError: an option does not fit its field.
         """
         request = generate_request(model, prompt, options)
-        return AsyncGeneration(lambda: self._inference.Generate(request, timeout=options.get("timeout")))
+        return AsyncGeneration(
+            lambda metadata: self._inference.Generate(request, timeout=options.get("timeout"), metadata=metadata),
+            ClientSpan(request),
+        )
 
     async def complete(self, model: str, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Completion:
         """Generates and returns everything at the end; takes what `generate` takes."""
@@ -115,7 +119,11 @@ class AsyncClient:
     async def create_job(self, model: str, source_uri: str, **options: Unpack[JobOptions]) -> models_pb2.Job:
         """Queues a compression of `source_uri`, to be published as `model`."""
         request = jobs.job_request(model, source_uri, options)
-        return (await persistent(lambda: self._models.CreateJob(request, timeout=self._timeout), self._patience)).job
+        metadata = calling()
+        call = persistent(
+            lambda: self._models.CreateJob(request, timeout=self._timeout, metadata=metadata), self._patience
+        )
+        return (await call).job
 
     def watch_job(self, job_id: str) -> JobWatch:
         """Watches a job: `async with client.watch_job(id) as watch: async for job in watch: ...`."""

@@ -10,6 +10,7 @@ from typing import Self
 
 import grpc
 
+from deltaserve.client.tracing import ClientSpan, Metadata
 from deltaserve.errors import InternalError
 from deltaserve.rpc.status import error_from_rpc
 from deltaserve.v1 import inference_pb2 as pb
@@ -53,8 +54,14 @@ class AsyncGeneration:
         summary: usage and timings, after the last frame.
     """
 
-    def __init__(self, start: Callable[[], grpc.aio.UnaryStreamCall]) -> None:  # type: ignore[type-arg,unused-ignore]
+    def __init__(
+        self,
+        start: Callable[[Metadata], grpc.aio.UnaryStreamCall],  # type: ignore[type-arg,unused-ignore]
+        span: ClientSpan,
+    ) -> None:
+        """Calls `start` with metadata to send along, and tells `span` how it went."""
         self._start = start
+        self._span = span
         self._call: grpc.aio.UnaryStreamCall | None = None  # type: ignore[type-arg,unused-ignore]
         self._cancelled = False
         self.accepted: pb.Accepted | None = None
@@ -64,13 +71,14 @@ class AsyncGeneration:
     async def __aenter__(self) -> Self:
         if self._call is not None:
             raise RuntimeError("this generation was already started; call generate() again")
-        self._call = self._start()
+        self._call = self._start(self._span.begin())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.cancel()
+        self._span.end(self.summary is not None, error)
 
     def cancel(self) -> None:
         """Stops the request; iteration ends. No effect on a request that has ended."""
@@ -92,7 +100,9 @@ class AsyncGeneration:
         try:
             frame = await self._call.read()
         except grpc.aio.AioRpcError as error:
-            raise error_from_rpc(error) from None
+            failure = error_from_rpc(error)
+            self._span.failed(failure)
+            raise failure from None
         except asyncio.CancelledError:
             if self._cancelled:
                 raise StopAsyncIteration from None
@@ -135,7 +145,11 @@ class AsyncGeneration:
         kind = frame.WhichOneof("frame")
         if kind == "accepted":
             self.accepted = frame.accepted
+            self._span.accepted(frame.accepted)
         elif kind == "progress":
             self.progress = frame.progress
+        elif kind == "finished":
+            self._span.finished(frame.finished)
         elif kind == "summary":
             self.summary = frame.summary
+            self._span.summed_up(frame.summary)

@@ -1,4 +1,4 @@
-"""Server set-up of every service: error statuses, health v1, reflection v1 and v1alpha, limits, signals."""
+"""Server set-up of every service: error statuses, spans, health v1, reflection v1 and v1alpha, limits, signals."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha.reflection import aio as aio_reflection
 from deltaserve.errors import UnavailableError
 from deltaserve.rpc.channels import MAX_MESSAGE_BYTES
 from deltaserve.rpc.interceptors import ErrorInterceptor
+from deltaserve.rpc.tracing import TraceInterceptor
 
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 _OPTIONS: list[tuple[str, int]] = [
@@ -71,7 +72,7 @@ async def serving(
     Raises:
         UnavailableError: the address cannot be bound.
     """
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_OPTIONS)
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(), TraceInterceptor()], options=_OPTIONS)
     register(server)
     health = aio_health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -18,8 +18,8 @@ log = logging.getLogger("compressor")
 def main() -> int:
     """Returns the exit status: 0 after a drain, 1 when the service cannot start."""
     settings = config.load(Settings, "compressor")
-    logs.setup("compressor", settings.log_level)
-    telemetry.setup("compressor", settings.otlp_endpoint)
+    logs.setup("compressor", settings.log_level, settings.log_format)
+    telemetry.setup("compressor", settings.otlp_endpoint, settings.trace_share)
 
     async def serve(stop: asyncio.Event) -> int:
         try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltaserve import telemetry
 from deltaserve.errors import DrainingError, InvalidArgumentError
 from deltaserve.names import check_name
 from deltaserve.v1 import models_pb2 as pb
@@ -18,6 +19,7 @@ from services.compressor.base import Base
 from services.compressor.jobs.board import JobBoard
 from services.compressor.jobs.intake import Intake
 from services.compressor.jobs.runner import JobRunner
+from services.compressor.metrics import CompressorMetrics
 from services.compressor.revisions import Revisions
 from services.compressor.sources import UPLOAD_SCHEME
 from services.compressor.uploads.inspection import check_declared, check_upload
@@ -43,6 +45,7 @@ class ModelServicer(rpc.ModelServiceServicer):
     board: JobBoard
     runner: JobRunner
     revisions: Revisions
+    metrics: CompressorMetrics
     draining: bool = False
     _commits: dict[str, asyncio.Task[None]] = field(default_factory=dict)
 
@@ -70,6 +73,7 @@ class ModelServicer(rpc.ModelServiceServicer):
                     upload = await asyncio.to_thread(self.uploads.get, chunk.upload_id)
                 elif chunk.upload_id not in {"", upload.declaration.upload_id}:
                     raise InvalidArgumentError("a call may only carry chunks of one upload", field="upload_id")
+                self.metrics.uploaded(len(chunk.data))
                 await asyncio.to_thread(upload.append, chunk.path, chunk.offset, chunk.data, chunk.crc32c)
         finally:
             if upload is not None:  # what came before a failing chunk is kept
@@ -101,7 +105,7 @@ class ModelServicer(rpc.ModelServiceServicer):
     async def CreateJob(self, request: pb.CreateJobRequest, context: Context) -> pb.CreateJobResponse:
         """See models.proto."""
         self._check_open()
-        record = await self.intake.create(request.job_id, request.spec)
+        record = await self.intake.create(request.job_id, request.spec, telemetry.traceparent(telemetry.logged()))
         self.runner.wake()
         return pb.CreateJobResponse(job=translate.job_of(record))
 

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from deltaserve.errors import DeltaServeError, StoreError
+from deltaserve.metrics import exposed
 from deltaserve.rpc.servers import Host, serving
 from deltaserve.store import Store
 from deltaserve.v1 import models_pb2_grpc as rpc
@@ -23,6 +24,7 @@ from services.compressor.jobs.intake import Intake
 from services.compressor.jobs.log import JobLog
 from services.compressor.jobs.runner import JobRunner, RunnerOptions
 from services.compressor.jobs.work import JobWork
+from services.compressor.metrics import CompressorMetrics
 from services.compressor.revisions import Revisions
 from services.compressor.server import SERVICE, ModelServicer
 from services.compressor.settings import Settings
@@ -54,7 +56,10 @@ async def compressor(settings: Settings) -> AsyncIterator[Host]:
             rpc.add_ModelServiceServicer_to_server(servicer, server)
 
         try:
-            async with serving(settings.listen, add, [SERVICE], settings.grace_seconds) as host:
+            async with (
+                exposed(settings.metrics_listen, servicer.metrics.registry),
+                serving(settings.listen, add, [SERVICE], settings.grace_seconds) as host,
+            ):
                 await host.set_serving(True)
                 log.info("serving on port %d", host.port)
                 try:
@@ -80,14 +85,16 @@ def _assemble(
     sources = Sources(uploads, settings.source_folders, settings.source_uris, settings.disk_reserve_bytes)
     job_log = JobLog(store)
     board = JobBoard(job_log, settings.poll_seconds)
-    doing = JobWork(store, base, registered, sources, work / "jobs", settings.device, settings.threads)
+    metrics = CompressorMetrics()
+    doing = JobWork(store, base, registered, sources, work / "jobs", settings.device, settings.threads, metrics)
     options = RunnerOptions(
         identity, settings.max_jobs, settings.lease_seconds, settings.poll_seconds, settings.max_attempts
     )
     runner = JobRunner(job_log, board, doing.perform, doing.forget, options)
+    metrics.serve(runner.numbers)
     revisions = Revisions(store)
     intake = Intake(identity, base, sources, job_log, revisions, settings.policy)
-    servicer = ModelServicer(base, uploads, intake, board, runner, revisions)
+    servicer = ModelServicer(base, uploads, intake, board, runner, revisions, metrics)
     keep_seconds = settings.upload_keep_hours * 3600
     return servicer, [_register(store, base, registered), _expire(uploads, doing, job_log, keep_seconds)]
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaserve import logs, telemetry
 from deltaserve.config import setting
 
 
@@ -39,10 +40,19 @@ class Settings:
     )
     policy_max_bits_per_param: float | None = setting(None, "likewise the most stored bits a parameter")
     grace_seconds: float = setting(5.0, "calls get this long to end when the service stops")
-    otlp_endpoint: str | None = setting(None, "host:port of an OTLP gRPC collector for traces")
+    otlp_endpoint: str | None = setting(
+        None, help="host:port that takes traces over OTLP gRPC; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says"
+    )
+    trace_share: float | None = setting(
+        None, help="share of the traces begun here that are kept, 0 to 1; empty: as OTEL_TRACES_SAMPLER says, else all"
+    )
+    metrics_listen: str | None = setting(None, help="host:port to serve Prometheus metrics on; empty: nowhere")
     log_level: str = setting("info", "debug, info, warning or error")
+    log_format: str = setting("auto", "text, json, or auto: text on a terminal, else json")
 
     def __post_init__(self) -> None:
+        logs.check_format(self.log_format)
+        telemetry.sampler(self.trace_share)
         for name in ("max_jobs", "lease_seconds", "poll_seconds", "max_attempts", "upload_keep_hours"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")

@@ -15,8 +15,8 @@ from services.router.settings import RouterSettings
 def main() -> int:
     """Returns the exit status: 0 after a drain, 1 when the router could not start."""
     settings = config.load(RouterSettings, "router")
-    logs.setup("router", settings.log_level)
-    telemetry.setup("router", settings.otlp_endpoint)
+    logs.setup("router", settings.log_level, settings.log_format)
+    telemetry.setup("router", settings.otlp_endpoint, settings.trace_share, settings.name)
     try:
         return run_until_signal(lambda stop: run(settings, stop))
     except DeltaServeError as error:

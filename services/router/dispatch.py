@@ -7,11 +7,14 @@ import bisect
 import logging
 from collections.abc import Iterable, Sequence
 
+from deltaserve import genai, telemetry
 from deltaserve.errors import BaseMismatchError, UnavailableError
 from deltaserve.v1.inference_pb2 import STAGE_QUEUED, GenerateRequest, GenerateResponse, Progress
+from deltaserve.v1.inference_pb2 import Tier as TierValue
 from services.router.fleet import Fleet
 from services.router.flight import Flight
 from services.router.link import WorkerLink
+from services.router.metrics import RouterMetrics
 from services.router.prefixes import Prefixes, marks_of
 from services.router.rates import SHORT_SECONDS, ArrivalRate
 from services.router.routing import choose
@@ -29,7 +32,8 @@ class Dispatcher:
     Everything but `run` is synchronous: whoever changes something calls `dispatch`.
     """
 
-    def __init__(self, settings: RouterSettings) -> None:
+    def __init__(self, settings: RouterSettings, metrics: RouterMetrics) -> None:
+        self._metrics = metrics
         self.fleet = Fleet(settings.name, self)
         self._settings = settings
         self._waiting: list[Flight] = []
@@ -67,6 +71,8 @@ class Dispatcher:
         if flight.carrier is None:
             if flight in self._waiting:
                 self._waiting.remove(flight)
+                told = {genai.WAITING: len(self._waiting) + 1}
+                telemetry.record("queue", flight.span, flight.waiting_since, self._loop.time(), told)
             return
         if isinstance(flight.carrier, WorkerLink):
             flight.carrier.abort(flight)
@@ -81,10 +87,15 @@ class Dispatcher:
         """Sends requests that lost their worker to another, which goes on where the first one stopped."""
         for flight in flights:
             flight.lost = worker, error
+            about = {genai.WORKER: worker, genai.ERROR_TYPE: error.reason, "message": error.message}
+            flight.span.add_event("left worker", about)
             if flight.attempts >= _MOST_ATTEMPTS:
+                self._metrics.left_worker("failed")
                 self._give_up(flight)
             else:
-                log.info("request %s leaves worker %s: %s", flight.id, worker, error.message)
+                self._metrics.left_worker("again")
+                told = {"span": flight.span}
+                log.info("request %s leaves worker %s: %s", flight.id, worker, error.message, extra=told)
                 self._queue(flight)
         self.dispatch()
 
@@ -99,8 +110,23 @@ class Dispatcher:
             if link is None:
                 full.add(base)
                 continue
+            waiting = len(self._waiting)
             self._waiting.remove(flight)
-            link.submit(flight, self._loop.time())
+            self._submit(flight, link, waiting)
+
+    def _submit(self, flight: Flight, link: WorkerLink, waiting: int) -> None:
+        """Sends a flight to a worker, and tells of its wait."""
+        now, revision = self._loop.time(), flight.target.revision
+        tier = link.tier(revision)
+        self._metrics.submitted(link.name, revision, tier, now - flight.waiting_since)
+        link.submit(flight, now)
+        about: telemetry.Attributes = {
+            genai.WORKER: link.name,
+            genai.TIER: genai.tier_name(TierValue.ValueType(int(tier))),
+            genai.ATTEMPT: flight.attempts,
+            genai.WAITING: waiting,
+        }
+        telemetry.record("queue", flight.span, flight.waiting_since, now, about)
 
     async def run(self) -> None:
         """Tells waiting requests their position, and gives up those that no worker can serve; until cancelled."""

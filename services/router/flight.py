@@ -10,9 +10,9 @@ from typing import Protocol
 
 from opentelemetry.trace import INVALID_SPAN, Span
 
-from deltaserve import telemetry
+from deltaserve import genai, telemetry
 from deltaserve.errors import DeadlineError, DeltaServeError, WorkerLostError
-from deltaserve.v1.inference_pb2 import STAGE_PREFILL, GenerateRequest, GenerateResponse
+from deltaserve.v1.inference_pb2 import STAGE_PREFILL, GenerateRequest, GenerateResponse, Summary
 from deltaserve.v1.worker_pb2 import Submit
 from services.router.outlet import Outlet
 from services.router.output import Output
@@ -73,6 +73,7 @@ class Flight:
         told: position in the queue that its client knows.
         lost: worker that it was on last, and why it is not any more.
         carrier: the worker it is on; None while it waits here.
+        summary: the worker's last frame, once it came.
         outlet: where frames go.
     """
 
@@ -92,6 +93,7 @@ class Flight:
     told: int | None = None
     lost: tuple[str, DeltaServeError] | None = None
     carrier: Carrier | None = None
+    summary: Summary | None = None
     outlet: Outlet = field(init=False)
     _clock: asyncio.TimerHandle | None = field(default=None, init=False)
 
@@ -137,9 +139,15 @@ class Flight:
         self.outlet.put([frame for frame in frames if self.output.admit(frame)])
         if not frames or not frames[-1].HasField("summary"):
             return False
-        usage = frames[-1].summary.usage
-        self.span.set_attribute(telemetry.INPUT_TOKENS, usage.prompt_tokens)
-        self.span.set_attribute(telemetry.OUTPUT_TOKENS, usage.completion_tokens)
+        self.summary = frames[-1].summary
+        usage, reasons = self.summary.usage, self.output.reasons
+        self.span.set_attributes(
+            {
+                genai.INPUT_TOKENS: usage.prompt_tokens,
+                genai.OUTPUT_TOKENS: usage.completion_tokens,
+                genai.FINISH_REASONS: [genai.finish_reason(reasons[index]) for index in sorted(reasons)],
+            }
+        )
         self.outlet.finish()
         return True
 

@@ -6,27 +6,55 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import Span, SpanKind
 
-from deltaserve import telemetry
+from deltaserve import genai, telemetry
 from deltaserve.errors import AlreadyExistsError, DrainingError, InvalidArgumentError
 from deltaserve.v1.inference_pb2 import Accepted, GenerateRequest, GenerateResponse
 from services.router.dispatch import Dispatcher
 from services.router.flight import Flight, StreamLimits, Target
+from services.router.metrics import RouterMetrics
 from services.router.rates import RateBook
 from services.router.settings import RouterSettings
 from services.router.targets import Targets
 
 _RETRY_SECONDS = 2.0  # after which a client of a draining router finds another
 
+# a client's own clock ends a call at its deadline, and the news of that may be here before ours has
+_DEADLINE_SLACK = 0.1
+
 Write = Callable[[GenerateResponse], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Counted:
+    """What metrics want to know of a request when it ends."""
+
+    flight: Flight | None = None
+
+    @property
+    def model_class(self) -> str:
+        """Of the model: base, fine_tune, or unknown, where the request was refused before its name was looked up."""
+        if self.flight is None:
+            return "unknown"
+        return "fine_tune" if self.flight.target.revision else "base"
 
 
 class Generations:
     """Runs generations and knows which are running."""
 
-    def __init__(self, settings: RouterSettings, targets: Targets, dispatcher: Dispatcher, rates: RateBook) -> None:
+    def __init__(
+        self,
+        settings: RouterSettings,
+        targets: Targets,
+        dispatcher: Dispatcher,
+        rates: RateBook,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._metrics = metrics
         self._limits = StreamLimits(settings.buffer_bytes, settings.slow_consumer_seconds)
         self._targets = targets
         self._dispatcher = dispatcher
@@ -50,29 +78,27 @@ class Generations:
             DeltaServeError: the status the stream ends with.
         """
         arrived = self._loop.time()
-        if self._refusing:
-            raise DrainingError("this router is shutting down; send the request again", retry_seconds=_RETRY_SECONDS)
-        check_request(request)
-        with self._claimed(request):
-            target = await self._targets.resolve(request.model)
-            operation = "chat" if request.HasField("chat") else "text_completion"
-            attributes = {
-                telemetry.OPERATION: operation,
-                telemetry.PROVIDER: "deltaserve",
-                telemetry.REQUEST_MODEL: request.model,
-                telemetry.RESPONSE_MODEL: target.model,
-                telemetry.RESPONSE_ID: request.client_request_id,
-                telemetry.REVISION: target.revision,
-            }
-            with telemetry.span(f"{operation} {request.model}", SpanKind.SERVER, parent, attributes) as span:
-                flight = Flight(
+        deadline = None if remaining is None else arrived + remaining
+        name = f"{genai.operation(request)} {request.model}".strip()
+        expired = partial(self._expired, deadline)
+        with (
+            self._counted(request, arrived, expired) as counted,
+            telemetry.span(name, SpanKind.SERVER, parent, genai.request_attributes(request), expired) as span,
+        ):
+            if self._refusing:
+                raise DrainingError("this router is shutting down; send it again", retry_seconds=_RETRY_SECONDS)
+            check_request(request)
+            with self._claimed(request):
+                span.set_attribute(genai.RESPONSE_ID, request.client_request_id)
+                target = await self._resolve(request.model, span)
+                counted.flight = flight = Flight(
                     id=request.client_request_id,
                     target=target,
                     request=request,
                     seed=request.sampling.seed if request.sampling.HasField("seed") else secrets.randbits(48),
                     limits=self._limits,
                     arrived=arrived,
-                    deadline=None if remaining is None else arrived + remaining,
+                    deadline=deadline,
                     span=span,
                 )
                 await self._fly(flight, write)
@@ -84,6 +110,13 @@ class Generations:
     async def idle(self) -> None:
         """Waits until nothing runs."""
         await self._idle.wait()
+
+    async def _resolve(self, model: str, span: Span) -> Target:
+        """Returns what a model's name stands for, and tells the request's span."""
+        with telemetry.span("resolve", parent=span, attributes={genai.REQUEST_MODEL: model}):
+            target = await self._targets.resolve(model)
+        span.set_attributes({genai.RESPONSE_MODEL: target.model, genai.REVISION: target.revision})
+        return target
 
     async def _fly(self, flight: Flight, write: Write) -> None:
         model = flight.target.model
@@ -97,6 +130,23 @@ class Generations:
             flight.stop_clock()
             self._dispatcher.leave(flight)
             self._rates.ended(model)
+
+    def _expired(self, deadline: float | None) -> bool:
+        return deadline is not None and self._loop.time() >= deadline - _DEADLINE_SLACK
+
+    @contextmanager
+    def _counted(self, request: GenerateRequest, arrived: float, expired: Callable[[], bool]) -> Iterator[_Counted]:
+        """Counts the request that the block runs when it ends."""
+        counted, error = _Counted(), ""
+        try:
+            yield counted
+        except BaseException as raised:
+            error = telemetry.error_type(raised, expired)
+            raise
+        finally:
+            self._metrics.ended(request, counted.model_class, self._loop.time() - arrived, error)
+            if counted.flight is not None and counted.flight.summary is not None:
+                self._metrics.summed_up(request, counted.model_class, counted.flight.summary)
 
     @contextmanager
     def _claimed(self, request: GenerateRequest) -> Iterator[None]:

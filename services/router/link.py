@@ -11,8 +11,9 @@ from typing import Protocol
 
 import grpc
 
-from deltaserve import telemetry
+from deltaserve import genai
 from deltaserve.errors import DeltaServeError, UnavailableError
+from deltaserve.rpc import tracing
 from deltaserve.rpc.channels import internal_channel
 from deltaserve.rpc.status import error_from_rpc, error_from_status
 from deltaserve.v1.inference_pb2 import Tier as TierValue
@@ -128,12 +129,16 @@ class WorkerLink:
         """Sends a flight to the worker."""
         message = flight.submission(now)
         flight.carrier = self
-        flight.span.add_event("submitted", {telemetry.WORKER: self.name, "attempt": flight.attempts})
-        flight.span.set_attribute(telemetry.WORKER, self.name)
+        flight.span.add_event("submitted", {genai.WORKER: self.name, genai.ATTEMPT: flight.attempts})
+        flight.span.set_attribute(genai.WORKER, self.name)
         self.flights[flight.wire_id] = flight
         self._send(SessionRequest(submit=message))
         if flight.outlet.paused:
             self.pause(flight, True)
+
+    def tier(self, revision: str) -> Tier:
+        """Returns where a revision is there, as far as it told."""
+        return self._tiers.get(revision, Tier.STORE) if revision else Tier.NONE
 
     def abort(self, flight: Flight) -> None:
         """Takes a flight back, if the worker still has it."""
@@ -167,7 +172,7 @@ class WorkerLink:
         stub = WorkerServiceStub(self._channel)
         try:
             answer = await stub.TokenizePrompt(
-                TokenizePromptRequest(revision=revision, request=request), timeout=seconds
+                TokenizePromptRequest(revision=revision, request=request), timeout=seconds, metadata=tracing.metadata()
             )
         except grpc.aio.AioRpcError as error:
             raise error_from_rpc(error) from error

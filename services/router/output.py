@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from deltaserve.v1.inference_pb2 import GenerateResponse, TokenIds
+from deltaserve.v1.inference_pb2 import FinishReason, GenerateResponse, TokenIds
 
 
 class Output:
@@ -15,7 +15,7 @@ class Output:
 
     def __init__(self) -> None:
         self._tokens: dict[int, array[int]] = {}  # by choice; four bytes a token
-        self._finished: set[int] = set()
+        self.reasons: dict[int, FinishReason.ValueType] = {}  # of choices that have ended
 
     @property
     def tokens(self) -> int:
@@ -25,7 +25,7 @@ class Output:
     @property
     def started(self) -> bool:
         """Whether there is any output."""
-        return bool(self._tokens or self._finished)
+        return bool(self._tokens or self.reasons)
 
     def admit(self, frame: GenerateResponse) -> bool:
         """Records a frame; returns whether the client is to see it.
@@ -38,12 +38,12 @@ class Output:
         elif kind == "progress":
             return not self.started
         elif kind == "finished":
-            if frame.finished.index in self._finished:
+            if frame.finished.index in self.reasons:
                 return False
-            self._finished.add(frame.finished.index)
+            self.reasons[frame.finished.index] = frame.finished.reason
         return True
 
     def resume(self) -> list[TokenIds]:
         """Returns the tokens by choice, for Submit.resume; empty when there is nothing to go on from."""
-        last = max((*self._tokens, *self._finished), default=-1)
+        last = max((*self._tokens, *self.reasons), default=-1)
         return [TokenIds(ids=self._tokens.get(index, ())) for index in range(last + 1)]

@@ -25,6 +25,7 @@ from services.router.feed import Feed
 from services.router.fleet import Fleet
 from services.router.forecasts import Forecast, Forecasts
 from services.router.link import load_samples
+from services.router.metrics import RouterMetrics
 from services.router.placement import decide
 from services.router.plan import Demand, Held, Order, Placed, WorkerState
 from services.router.settings import RouterSettings
@@ -78,7 +79,8 @@ class Placer:
         orders: the last orders with their time, newest first.
     """
 
-    def __init__(self, settings: RouterSettings, fleet: Fleet) -> None:
+    def __init__(self, settings: RouterSettings, fleet: Fleet, metrics: RouterMetrics) -> None:
+        self._metrics = metrics
         self.last = Round()
         self.orders: deque[tuple[float, Order]] = deque(maxlen=_KEPT_ORDERS)
         self._settings = settings
@@ -137,6 +139,7 @@ class Placer:
                 log.info("worker %s: %s to %s, %s", order.worker, order.revision, order.tier.name, order.reason)
                 links[order.worker].place(order.revision, TierValue.ValueType(order.tier))
                 self.orders.appendleft((now, order))
+                self._metrics.ordered(order.worker, order.revision, order.tier)
             for name, values in worths.items():
                 links[name].rank(values)
 

@@ -83,6 +83,10 @@ class RateBook:
             return Rates()
         return Rates(entry.total, entry.short.rate(now), entry.long.rate(now), entry.in_flight)
 
+    def all_rates(self, now: float) -> dict[str, float]:
+        """Returns every model's arrivals a second over the short horizon."""
+        return {model: entry.short.rate(now) for model, entry in self._entries.items()}
+
 
 @dataclass(slots=True)
 class _Entry:

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 import grpc
 
 from deltaserve.catalog import Catalog
+from deltaserve.metrics import exposed
 from deltaserve.rpc.servers import Host, serving
 from deltaserve.store import Store
 from deltaserve.v1 import admin_pb2, inference_pb2
@@ -27,6 +28,7 @@ from services.router.http.app import Api
 from services.router.http.models import Models
 from services.router.http.serving import http_serving
 from services.router.inference import InferenceServicer
+from services.router.metrics import RouterMetrics
 from services.router.passthrough import SERVICE, Passthrough
 from services.router.pins import keep_catalog
 from services.router.placer import Placer
@@ -48,22 +50,26 @@ class Router:
 
     Attributes:
         http_port: where the HTTP API is; None: nowhere.
+        metrics_port: where Prometheus may ask; 0: nowhere.
     """
 
     def __init__(self, settings: RouterSettings) -> None:
         self.settings = settings
         # requests resolve against what was read last: keep_catalog reads, and an unknown name reads again
         self.catalog = Catalog(Store.open(settings.store), ttl=math.inf)
-        self.dispatcher = Dispatcher(settings)
+        self.metrics = RouterMetrics()
+        self.dispatcher = Dispatcher(settings, self.metrics)
         self.fleet = self.dispatcher.fleet
         self.rates = RateBook(asyncio.get_running_loop().time())
         self.targets = Targets(self.catalog, self.fleet)
-        self.generations = Generations(settings, self.targets, self.dispatcher, self.rates)
+        self.generations = Generations(settings, self.targets, self.dispatcher, self.rates, self.metrics)
         self.models = Passthrough(settings.compressor, {"GetRevision": lambda data: with_residency(data, self.fleet)})
         self.inference = InferenceServicer(self.generations, self.targets, self.fleet, self.catalog, self.rates)
         self.http_port: int | None = None
+        self.metrics_port = 0
+        self.metrics.serve(self.fleet, self.rates, self.dispatcher)
         self._draining = False
-        self.placer = Placer(settings, self.fleet)
+        self.placer = Placer(settings, self.fleet, self.metrics)
         self._tasks: list[asyncio.Task[None]] = []
         self.discovery = Discovery(settings.workers, settings.resolve_seconds)
 
@@ -83,7 +89,7 @@ class Router:
             await host.set_serving(True)
             log.info("listening on port %d of %s", host.port, settings.listen)
             try:
-                async with self._http():
+                async with self._http(), exposed(settings.metrics_listen, self.metrics.registry) as self.metrics_port:
                     yield host
             finally:
                 for task in self._tasks:

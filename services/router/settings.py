@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from deltaserve import logs, telemetry
 from deltaserve.config import setting
 from services.router.plan import Rules
 
@@ -35,8 +36,15 @@ class RouterSettings:
     slow_consumer_seconds: float = setting(30.0, help="how long a request stays paused before it is cancelled")
     notice_seconds: float = setting(3.0, help="on shutdown: still admit for so long while NOT_SERVING spreads")
     grace_seconds: float = setting(30.0, help="on shutdown: let running requests go on for so long")
-    otlp_endpoint: str | None = setting(None, help="host:port that takes traces over OTLP gRPC")
+    otlp_endpoint: str | None = setting(
+        None, help="host:port that takes traces over OTLP gRPC; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says"
+    )
+    trace_share: float | None = setting(
+        None, help="share of the traces begun here that are kept, 0 to 1; empty: as OTEL_TRACES_SAMPLER says, else all"
+    )
+    metrics_listen: str | None = setting(None, help="host:port to serve Prometheus metrics on; empty: nowhere")
     log_level: str = setting("info", help="debug, info, warning or error")
+    log_format: str = setting("auto", help="text, json, or auto: text on a terminal, else json")
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that cannot work."""
@@ -47,6 +55,8 @@ class RouterSettings:
                       "placement_seconds"):  # fmt: skip
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} is {getattr(self, field)}; expected 0 or more")
+        logs.check_format(self.log_format)
+        telemetry.sampler(self.trace_share)
         check_placement(self.placement_rules(), self.prefetch_seconds)
 
     def placement_rules(self) -> Rules:

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a worker; returns the exit status."""
     settings = config.load(WorkerSettings, "worker", argv)
-    logs.setup("worker", settings.log_level)
-    telemetry.setup("worker", settings.otlp_endpoint)
+    logs.setup("worker", settings.log_level, settings.log_format)
+    telemetry.setup("worker", settings.otlp_endpoint, settings.trace_share, settings.name)
 
     async def run(stop: asyncio.Event) -> int:
         return await serve(settings, stop)

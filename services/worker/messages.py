@@ -135,6 +135,7 @@ class Step(msgspec.Struct, tag=True, frozen=True):
     """All outputs of one step."""
 
     outputs: list[Output]
+    began: float = 0.0  # time.monotonic() of this machine, seconds; 0: not told
 
 
 class DeltaChanged(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -163,6 +164,19 @@ class DeltaUse(msgspec.Struct, frozen=True, kw_only=True):
     decoded: bool
 
 
+class Totals(msgspec.Struct, kw_only=True):
+    """Counts since the engine started."""
+
+    steps: int = 0  # that computed something
+    prefill_tokens: int = 0  # rows of prompts
+    decode_tokens: int = 0  # rows that follow a generated token
+    delta_groups: int = 0  # distinct deltas, added up over steps
+    delta_rows: int = 0  # rows that a delta was applied to
+    preempted: int = 0  # sequences that lost their KV blocks to others
+    gave_way: int = 0  # turns that a delta gave up for one that starved
+    evicted: int = 0  # deltas that left memory
+
+
 class Stats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """How the engine is; sent at most four times a second while it changes, and when it goes idle."""
 
@@ -172,6 +186,7 @@ class Stats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     delta_bytes_used: int
     step_seconds: float
     deltas: list[DeltaUse]
+    totals: Totals = msgspec.field(default_factory=Totals)
 
 
 FromEngine = Ready | Step | DeltaChanged | Wanted | Stats

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from deltaserve.errors import InvalidArgumentError
+from deltaserve.metrics import exposed
 from deltaserve.rpc.servers import Host, serving
 from deltaserve.store import Store
 from deltaserve.v1 import worker_pb2
@@ -105,7 +106,10 @@ async def serve(settings: WorkerSettings, stop: asyncio.Event) -> int:
 
     running = asyncio.create_task(front.run())
     try:
-        async with serving(settings.listen, register, [SERVICE], grace_seconds=1.0) as host:
+        async with (
+            exposed(settings.metrics_listen, front.metrics.registry),
+            serving(settings.listen, register, [SERVICE], grace_seconds=1.0) as host,
+        ):
             log.info("worker %s of base %s listens on port %d", name, settings.base, host.port)
             status = await _watch(front, running, host, stop)
             if status == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaserve import logs, telemetry
 from deltaserve.config import setting
 from services.worker.engine.settings import EngineSettings
 
@@ -42,8 +43,15 @@ class WorkerSettings:
     engine_restarts: int = setting(3, help="how often a lost engine is started anew before the worker gives up")
     notice_seconds: float = setting(3.0, help="on shutdown: still admit for so long while routers take notice")
     grace_seconds: float = setting(30.0, help="on shutdown: let running requests go on for so long")
-    otlp_endpoint: str | None = setting(None, help="host:port that takes traces over OTLP gRPC")
+    otlp_endpoint: str | None = setting(
+        None, help="host:port that takes traces over OTLP gRPC; empty: as OTEL_EXPORTER_OTLP_ENDPOINT says"
+    )
+    trace_share: float | None = setting(
+        None, help="share of the traces begun here that are kept, 0 to 1; empty: as OTEL_TRACES_SAMPLER says, else all"
+    )
+    metrics_listen: str | None = setting(None, help="host:port to serve Prometheus metrics on; empty: nowhere")
     log_level: str = setting("info", help="debug, info, warning or error")
+    log_format: str = setting("auto", help="text, json, or auto: text on a terminal, else json")
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that cannot work."""
@@ -53,6 +61,8 @@ class WorkerSettings:
             _at_least(self, field, 0)
         for field in ("engine_restarts", "notice_seconds", "grace_seconds"):
             _at_least(self, field, 0)
+        logs.check_format(self.log_format)
+        telemetry.sampler(self.trace_share)
         if self.report_seconds <= 0:
             raise ValueError(f"report_seconds is {self.report_seconds}; expected more than 0")
 
@@ -73,6 +83,8 @@ class WorkerSettings:
             max_context=self.max_context,
             max_wait_seconds=self.max_wait_seconds,
             threads=self.threads,
+            log_level=self.log_level,
+            log_format=self.log_format,
         )
 
 

@@ -27,9 +27,7 @@ def test_a_child_finds_its_parent_by_traceparent(spans: InMemorySpanExporter) ->
     assert inner.parent.span_id == outer_done.context.span_id
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"), [(DrainingError("x"), "DRAINING"), (asyncio.CancelledError(), "CancelledError")]
-)
+@pytest.mark.parametrize(("error", "kind"), [(DrainingError("x"), "DRAINING"), (asyncio.CancelledError(), "CANCELLED")])
 def test_failure_and_cancellation_end_the_span_as_an_error(
     spans: InMemorySpanExporter, error: BaseException, kind: str
 ) -> None:

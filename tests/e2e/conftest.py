@@ -2,7 +2,9 @@
 
 import json
 import os
+import secrets
 import shutil
+import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from deltaserve.cli.stack import Stack, StackOptions
 from deltaserve.client import AsyncClient
 from deltaserve.v1 import models_pb2
+from tests.e2e.collector import Collector
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "examples" / "models"
@@ -90,3 +93,64 @@ def altered(tmp_path: Path) -> Callable[[Callable[[dict[str, torch.Tensor]], Non
         return folder
 
     return make
+
+
+@dataclass(frozen=True)
+class Observed:
+    """A stack that is watched: a collector receives its traces, and every service tells its metrics.
+
+    Attributes:
+        metrics: host:port by service.
+    """
+
+    stack: Stack
+    client: AsyncClient
+    collector: Collector
+    metrics: dict[str, str]
+
+    @property
+    def http(self) -> str:
+        return self.stack.http_address
+
+    async def publish(self, task: str) -> str:
+        """Publishes the packed delta that ships for a task under a name that nothing has asked for yet."""
+        model = f"{task}-{secrets.token_hex(4)}"
+        job = await self.client.create_job(model, str(MODELS / task))
+        job = await self.client.wait_for_job(job.job_id)
+        assert job.state == models_pb2.JOB_STATE_SUCCEEDED, job
+        return model
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def observed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Observed]:
+    home = tmp_path_factory.mktemp("observed")
+    metrics = {service: f"127.0.0.1:{free_port()}" for service in ("router", "worker", "compressor")}
+    options = StackOptions(
+        base=MODELS / "base", home=home, store=str(home / "store"), listen="127.0.0.1:0",
+        http_listen="127.0.0.1:0", threads=1,
+        source_folders=(str(MODELS), str(tmp_path_factory.getbasetemp())),
+    )  # fmt: skip
+    async with Collector() as collector:
+        settings = {f"DELTASERVE_{service.upper()}_METRICS_LISTEN": address for service, address in metrics.items()}
+        settings |= {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+            "OTEL_BSP_SCHEDULE_DELAY": "200",
+            "OTEL_TRACES_SAMPLER": "parentbased_always_on",
+            "OMP_NUM_THREADS": "1",
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(name, value)
+            stack = await Stack(options).__aenter__()  # what is started later, by other fixtures, is not observed
+        try:
+            async with AsyncClient(stack.address) as client:
+                yield Observed(stack, client, collector, metrics)
+        finally:
+            await stack.__aexit__(None, None, None)
+
+
+def free_port() -> int:
+    """Returns a port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

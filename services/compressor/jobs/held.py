@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,12 +22,14 @@ class HeldJob:
 
     Attributes:
         record: the job as it is now; progress in it may be newer than the log's.
+        watching: hears of all progress.
         sealed: set right before the step that publishes: from then on it is too late to cancel.
     """
 
     def __init__(self, job_log: JobLog, board: JobBoard, record: JobRecord) -> None:
         self.record = record
         self.sealed = False
+        self.watching: Callable[[Progress], None] = lambda _: None
         self._log = job_log
         self._board = board
         self._appending = asyncio.Lock()
@@ -44,6 +47,7 @@ class HeldJob:
     def progressed(self, progress: Progress) -> None:
         """Tells watchers how far the job is; the log hears of it with the next record."""
         self.record = msgspec.structs.replace(self.record, progress=progress)
+        self.watching(progress)
         self._board.show(self.record)
 
     def at(self, stage: Stage) -> None:

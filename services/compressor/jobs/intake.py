@@ -8,6 +8,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from deltaserve.errors import AlreadyExistsError, NotFoundError
 from deltaserve.names import check_name
 from deltaserve.v1 import models_pb2 as pb
@@ -41,12 +43,13 @@ class Intake:
     revisions: Revisions
     limits: Mapping[str, float]
 
-    async def create(self, job_id: str, spec: pb.JobSpec) -> JobRecord:
+    async def create(self, job_id: str, spec: pb.JobSpec, traceparent: str = "") -> JobRecord:
         """Queues a job, or returns the one that this id and spec have made before.
 
         Args:
             job_id: chosen by the client, or empty.
             spec: what to compress and how.
+            traceparent: of the call; the job's trace goes on from there.
 
         Raises:
             AlreadyExistsError: the id is taken by a job of another spec, or the model's name by an alias.
@@ -62,7 +65,7 @@ class Intake:
         if existing is None:
             await self.revisions.check_free(spec.model)
             await asyncio.to_thread(self._check_source, spec)
-            existing = await self.job_log.create(wanted)
+            existing = await self.job_log.create(msgspec.structs.replace(wanted, traceparent=traceparent))
         if existing.asked != wanted.asked:  # the server's own limits may have changed since
             raise AlreadyExistsError(
                 f"job id {job_id!r} is taken by a job of another spec; choose another id", job=job_id

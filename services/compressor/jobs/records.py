@@ -38,6 +38,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
         revision: revision that publication has reserved; empty before that.
         report: quality report as JSON text.
         error: serialised google.rpc.Status.
+        traceparent: of the call that created it; empty when it was not traced.
     """
 
     job_id: str
@@ -54,6 +55,7 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     revision: str = ""
     report: str = ""
     error: bytes = b""
+    traceparent: str = ""
 
     @property
     def ended(self) -> bool:

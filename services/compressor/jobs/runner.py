@@ -67,6 +67,11 @@ class JobRunner:
         self._held: dict[str, HeldJob] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
+        self._queued = 0
+
+    def numbers(self) -> dict[str, float]:
+        """Returns how many jobs wait in the log, when it was read last, and how many run here."""
+        return {"queued": self._queued, "running": len(self._tasks)}
 
     def wake(self) -> None:
         """Looks for jobs now instead of at the next poll."""
@@ -108,6 +113,7 @@ class JobRunner:
 
     async def _take(self) -> None:
         records = await self._log.all()
+        self._queued = sum(record.state == "queued" for record in records)
         for record in self._leases.claimable(records, self._tasks, time.monotonic()):
             if len(self._tasks) >= self._options.max_jobs:
                 return

@@ -6,12 +6,13 @@ import asyncio
 import json
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from opentelemetry.trace import SpanKind
 
-from deltaserve import telemetry
+from deltaserve import genai, telemetry
 from deltaserve.delta.manifest import Manifest
 from deltaserve.errors import DeltaServeError
 from deltaserve.names import RevisionName
@@ -21,6 +22,8 @@ from services.compressor.base import Base
 from services.compressor.jobs import compression
 from services.compressor.jobs.held import HeldJob
 from services.compressor.jobs.records import JobRecord
+from services.compressor.jobs.stages import followed
+from services.compressor.metrics import CompressorMetrics
 from services.compressor.pipeline.spec import Options, Policy, Spec
 from services.compressor.sources import Source, Sources
 from services.compressor.uploads.inspection import check_folder, is_packed
@@ -38,6 +41,7 @@ class JobWork:
         folder: one folder a job, for what must survive a restart.
         device: torch device of the pipeline.
         threads: torch threads of the pipeline; 0 for torch's own choice.
+        metrics: of stages and bytes.
     """
 
     store: Store
@@ -47,6 +51,7 @@ class JobWork:
     folder: Path
     device: str
     threads: int
+    metrics: CompressorMetrics = field(default_factory=CompressorMetrics)
 
     async def perform(self, held: HeldJob) -> None:
         """Does all the work of a job and appends its success.
@@ -55,7 +60,16 @@ class JobWork:
             DeltaServeError: why it cannot be done; `held.record.report` holds the report if there is one.
         """
         record = held.record
-        with telemetry.span(f"compress {record.model}", attributes={telemetry.REQUEST_MODEL: record.model}):
+        about: telemetry.Attributes = {
+            genai.REQUEST_MODEL: record.model,
+            genai.JOB: record.job_id,
+            genai.ATTEMPT: record.attempts,
+        }
+        with (
+            telemetry.span(f"compress {record.model}", SpanKind.CONSUMER, record.traceparent, about) as span,
+            followed(span, self.metrics) as stages,
+        ):
+            held.watching = stages.progressed
             name = RevisionName(record.model, record.revision)
             if record.revision and await publication.published_by(self.store, name, record.job_id):
                 held.sealed = True  # a former process was killed between publishing and saying so
@@ -69,6 +83,7 @@ class JobWork:
 
     async def forget(self, record: JobRecord) -> None:
         """Deletes what a job that has ended left behind: its work folder, and files of a revision that never came."""
+        self.metrics.ended(record)
         await asyncio.to_thread(shutil.rmtree, self.folder / record.job_id, ignore_errors=True)
         if record.state != "succeeded" and record.revision:
             await publication.withdraw(self.store, RevisionName(record.model, record.revision))
@@ -87,10 +102,10 @@ class JobWork:
     async def _compress(self, held: HeldJob, source: Source, folder: Path) -> Path:
         asked = held.record.spec
         files = {
-            field: await self.sources.open_side_file(
-                str(asked.get(field, "")), source.folder, folder / field, f"spec.{field}"
+            name: await self.sources.open_side_file(
+                str(asked.get(name, "")), source.folder, folder / name, f"spec.{name}"
             )
-            for field in ("calibration_uri", "evaluation_uri")
+            for name in ("calibration_uri", "evaluation_uri")
         }
         spec = Spec(
             base=self.base.folder,
@@ -122,6 +137,7 @@ class JobWork:
         await held.append()  # still ours?
         held.sealed = True
         await publication.publish_manifest(self.store, name, manifest, record.job_id)
+        self.metrics.published(manifest.sizes.delta_bytes)
         await held.append(state="succeeded", report=_report(manifest))
 
 

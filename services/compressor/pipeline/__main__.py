@@ -30,7 +30,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         sys.stderr.write("usage: python -m services.compressor.pipeline SPEC.json\n")
         return 2
-    logs.setup("pipeline")
+    logs.setup("pipeline", form="text")  # the compressor reads these lines and logs them itself
     path = Path(sys.argv[1])
     work = path.parent
     try:

@@ -20,6 +20,7 @@ class DeltaCache:
 
     Attributes:
         weights: the deltas that can run.
+        evicted: deltas that left memory, ever.
     """
 
     def __init__(self, residency: Residency, loader: Loader, send: Callable[[FromEngine], None]) -> None:
@@ -29,6 +30,7 @@ class DeltaCache:
         self._send = send
         self._load_seconds: dict[str, float] = {}
         self._asked: set[str] = set()
+        self.evicted = 0
 
     def handle(self, message: Load | Drop | Rank, now: float) -> None:
         """Takes an order of the front; `now` as for `update`."""
@@ -71,6 +73,7 @@ class DeltaCache:
         """
         failures = [failure for event in self._loader.events() if (failure := self._take_in(event)) is not None]
         moves = self.residency.moves(claims, now, first)
+        self.evicted += len(moves.evict)
         for revision in moves.evict:
             self.weights.pop(revision, None)
             self._loader.forget(revision)

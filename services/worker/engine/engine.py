@@ -94,12 +94,13 @@ class Engine:
     def step(self, now: float) -> bool:
         """Makes one step; returns False when there was nothing to compute. `now` is the clock of deadlines, seconds."""
         plan = self._schedule(now)
+        self._stats.planned(plan)
         if plan.chunks:
             batch = self._prepare(plan)
             logits = self._forward(batch)
             choices = self._sample(logits, batch)
             self._collect(plan, batch, choices)
-        self._publish()
+        self._publish(now)
         self._stats.step(now, computed=bool(plan.chunks))
         return bool(plan.chunks)
 
@@ -159,9 +160,9 @@ class Engine:
             if output.finish:
                 self._scheduler.remove(sequence)
 
-    def _publish(self) -> None:
+    def _publish(self, began: float) -> None:
         if self._outputs:
-            self._send(Step(self._outputs))
+            self._send(Step(self._outputs, began))
             self._outputs = []
 
     def _take_constrained(self, now: float) -> None:

@@ -47,7 +47,7 @@ def run(sock: socket.socket, settings: EngineSettings) -> None:
     base, too little memory) or in a step is logged and ends the process with a non-zero status.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front decides when we end
-    logs.setup("engine")
+    logs.setup("engine", settings.log_level, settings.log_format)
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) // 2))
     link = Link(sock)
     engine, ready = build_engine(settings, link.send, link.wake)

@@ -23,3 +23,5 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_wait_seconds: float = 2.0  # how long requests of resident deltas may pass one that waits for its turn
     threads: int = 0  # of torch on the CPU; 0: half of the CPUs, as waiting for a thread that others keep from running
     # costs a step many times its length (measured: 20 x), and front, router and loader need CPUs too
+    log_level: str = "info"
+    log_format: str = "auto"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+import msgspec
+
 from services.worker.engine.delta_cache import DeltaCache
-from services.worker.engine.scheduler import Scheduler
-from services.worker.messages import FromEngine, Stats
+from services.worker.engine.scheduler import Plan, Scheduler
+from services.worker.messages import FromEngine, Stats, Totals
 
 INTERVAL_SECONDS = 0.25
 SMOOTHING = 0.1  # weight of the newest step in the mean step time
@@ -24,6 +26,23 @@ class StatsReporter:
         self._due = 0.0
         self._previous: float | None = None  # begin of the last step, if it computed something
         self._step_seconds = 0.0
+        self._totals = Totals()
+
+    def planned(self, plan: Plan) -> None:
+        """Counts what a step is to compute."""
+        totals = self._totals
+        totals.steps += bool(plan.chunks)
+        totals.preempted += plan.preempted
+        revisions = set()
+        for chunk in plan.chunks:
+            if chunk.start >= chunk.sequence.prompt_length:
+                totals.decode_tokens += chunk.length
+            else:
+                totals.prefill_tokens += chunk.length
+            if chunk.sequence.revision:
+                totals.delta_rows += chunk.length
+                revisions.add(chunk.sequence.revision)
+        totals.delta_groups += len(revisions)
 
     def step(self, now: float, *, computed: bool) -> None:
         """Notes a step that began at `now`, and reports if it is time to."""
@@ -46,5 +65,8 @@ class StatsReporter:
             kv_blocks_free=self._scheduler.blocks.free,
             delta_bytes_used=self._deltas.residency.used(),
             step_seconds=self._step_seconds,
+            totals=msgspec.structs.replace(
+                self._totals, gave_way=self._scheduler.turns.given_up, evicted=self._deltas.evicted
+            ),
             deltas=self._deltas.uses(lambda revision: in_use[revision]),
         )

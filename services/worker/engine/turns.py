@@ -20,6 +20,7 @@ class Turns:
     Attributes:
         yielded: deltas that may not run, and may be evicted, until `favoured` runs.
         favoured: the sequence that others gave way to.
+        given_up: turns that were given up, ever.
     """
 
     def __init__(self, deltas: int, wait: float) -> None:
@@ -30,6 +31,7 @@ class Turns:
         self._fruitful: set[str] = set()  # deltas that have generated a token in this turn
         self.yielded: set[str] = set()
         self.favoured: Sequence | None = None
+        self.given_up = 0
 
     @property
     def favoured_revision(self) -> str:
@@ -97,6 +99,7 @@ class Turns:
             return None
         self.favoured = sequence
         self.yielded.add(longest)
+        self.given_up += 1
         return longest
 
     def _may_end(self, revision: str, now: float) -> bool:

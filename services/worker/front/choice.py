@@ -22,6 +22,7 @@ class Choice:
         fresh_tokens: tokens generated here.
         finished: whether the choice is complete.
         first_token_at, last_token_at: times of the first and last of fresh_tokens.
+        longest_gap: longest time between two outputs, in seconds.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Choice:
         self.finished = False
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
+        self.longest_gap = 0.0
         self._detokenizer = detokenizer
         self._stopping = stopping
         self._bytes_of = bytes_of
@@ -59,6 +61,7 @@ class Choice:
             return []
         if output.tokens:
             self.first_token_at = now if self.first_token_at is None else self.first_token_at
+            self.longest_gap = max(self.longest_gap, now - (self.last_token_at or now))
             self.last_token_at = now
         text, taken, stop = self._text(output)
         self.fresh_tokens += taken

@@ -85,8 +85,10 @@ class Deltas:
         disk: DiskCache,
         send: Callable[[ToEngine], None],
         failed: Callable[[str, DeltaServeError], None],
+        measured: Callable[[wpb.LoadSample], None] = lambda _: None,
     ) -> None:
-        """Orders loads with `send`; `failed` hears of every delta that could not be brought, and why."""
+        """Orders loads with `send`; `failed` hears of every delta that could not be brought, `measured` of others."""
+        self._tell_measured = measured
         self._loads: deque[wpb.LoadSample] = deque(maxlen=_LOADS)
         self._disk = disk
         self._send = send
@@ -235,6 +237,7 @@ class Deltas:
         sample = wpb.LoadSample(source=arrival.source, bytes=arrival.bytes_total)
         sample.time.FromNanoseconds(int(seconds * 1e9))
         self._loads.append(sample)
+        self._tell_measured(sample)
 
     def _load(self, name: str, folder: Path) -> None:
         self._send(Load(name, str(folder), name in self._pinned))

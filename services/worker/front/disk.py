@@ -41,6 +41,7 @@ class DiskCache:
         self._budget = budget_bytes
         self._store = store
         self._held: Counter[RevisionName] = Counter()
+        self.evictions = 0  # since the start
         self._reserved = 0  # bytes of revisions that are arriving
         self._moving = asyncio.Lock()  # a folder's leaving and its return under the same name must not overlap
         shutil.rmtree(root / _PARTIAL, ignore_errors=True)
@@ -154,6 +155,7 @@ class DiskCache:
                     retry_seconds=None if never else 5.0,
                 )
             log.info("evicting %s from the disk cache", victim)
+            self.evictions += 1
             await self.discard(victim)
 
     def _complete(self, name: RevisionName, temp: Path, raw: bytes) -> None:

@@ -22,7 +22,8 @@ from services.worker.front.requests import Requests
 from services.worker.front.revisions import Revisions
 from services.worker.front.session import RouterSession
 from services.worker.front.supervisor import Supervisor
-from services.worker.messages import DeltaChanged, FromEngine, Rank, Ready, Stats, Step, Wanted
+from services.worker.messages import DeltaChanged, FromEngine, Rank, Ready, Stats, Step, Totals, Wanted
+from services.worker.metrics import WorkerMetrics
 from services.worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Front:
         name: of this worker.
         supervisor: of the engine.
         requests: those of all sessions.
+        metrics: of all that happens here.
         draining: whether routers are told to look elsewhere.
         refusing: whether new requests are refused.
     """
@@ -49,8 +51,11 @@ class Front:
         self.supervisor = Supervisor(
             settings.engine(), settings.engine_restarts, self._receive, self._engine_ready, self._engine_lost
         )
-        self._deltas = Deltas(disk, self.supervisor.send, self._delta_failed)
-        self.requests = Requests(name, self.supervisor, revisions, self._deltas, settings.max_logprobs)
+        self.metrics = WorkerMetrics()
+        self._disk = disk
+        self._deltas = Deltas(disk, self.supervisor.send, self._delta_failed, self.metrics.loaded)
+        self.requests = Requests(name, self.supervisor, revisions, self._deltas, settings.max_logprobs, self.metrics)
+        self.metrics.serve(self)
         self._settings = settings
         self._revisions = revisions
         self._sessions: set[RouterSession] = set()
@@ -82,7 +87,7 @@ class Front:
             max_running=self._settings.max_running,
         )
         session.outbox.welcome(welcome)
-        session.outbox.report(self._state())
+        session.outbox.report(self.report())
         self._send_arrivals()  # to the others: the new one finds them in the history
         session.outbox.arrivals(self._history.whole())
         self._sessions.add(session)
@@ -154,6 +159,32 @@ class Front:
             await self.requests.finish(1.0)
         for session in self._sessions:
             session.outbox.end()
+
+    def report(self) -> worker_pb2.StateReport:
+        """Returns what routers hear."""
+        engine = self.supervisor.engine
+        return state_report(
+            ready=None if engine is None else engine.ready,
+            stats=self._stats,
+            unsent=self.requests.unsent,
+            residency=self._deltas.residency(self.name),
+            arrivals=self._arrivals,
+            draining=self.draining,
+            transfers=self._deltas.transfers(),
+            service_seconds=self.requests.service_seconds,
+        )
+
+    def totals(self) -> Totals:
+        """Returns the engine's counts."""
+        return Totals() if self._stats is None else self._stats.totals
+
+    def disk_evictions(self) -> int:
+        """Returns the deltas that left the disk cache."""
+        return self._disk.evictions
+
+    def engine_restarts(self) -> int:
+        """Returns how often an engine was replaced."""
+        return self.supervisor.replaced
 
     def _ready(self) -> Ready:
         if self.supervisor.engine is None:
@@ -245,30 +276,17 @@ class Front:
         while True:
             await asyncio.sleep(self._settings.report_seconds)
             self._send_arrivals()
-            state, now = self._state(), time.monotonic()
+            state, now = self.report(), time.monotonic()
             if state != sent or now - sent_at >= _SILENCE_SECONDS - self._settings.report_seconds / 2:
                 self._send_report()
                 sent, sent_at = state, now
 
     def _send_report(self) -> None:
         for session in self._sessions:
-            session.outbox.report(self._state())
+            session.outbox.report(self.report())
 
     def _send_arrivals(self) -> None:
         news = self._history.news()
         if news is not None:
             for session in self._sessions:
                 session.outbox.arrivals(news)
-
-    def _state(self) -> worker_pb2.StateReport:
-        engine = self.supervisor.engine
-        return state_report(
-            ready=None if engine is None else engine.ready,
-            stats=self._stats,
-            unsent=self.requests.unsent,
-            residency=self._deltas.residency(self.name),
-            arrivals=self._arrivals,
-            draining=self.draining,
-            transfers=self._deltas.transfers(),
-            service_seconds=self.requests.service_seconds,
-        )

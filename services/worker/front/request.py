@@ -17,6 +17,8 @@ from services.worker.front.deltas import Arrival
 from services.worker.front.outbox import Outbox
 from services.worker.messages import Output
 
+_DEADLINE_SLACK = 0.1  # seconds
+
 
 @dataclass(slots=True, eq=False)
 class Request:
@@ -30,10 +32,12 @@ class Request:
         arrived: when it came to this worker.
         choices: running and complete ones, by the engine's sequence number.
         prompt_tokens: tokens of the prompt.
+        prepared_at: when it was checked and tokenized.
         asked_at: when its delta was asked for; None for the base.
         arrival: its delta's way to memory, if it was not there.
         source: where its delta was.
-        prefill_at: when the engine first computed it.
+        added_at: when the engine was told.
+        prefill_at: when the first step that computed it began.
         paused: whether its client reads too slowly.
         done: when all choices are complete, or the error that ended it.
     """
@@ -45,9 +49,11 @@ class Request:
     arrived: float = field(default_factory=time.monotonic)
     choices: dict[int, Choice] = field(default_factory=dict)
     prompt_tokens: int = 0
+    prepared_at: float | None = None
     asked_at: float | None = None
     arrival: Arrival | None = None
     source: pb.Tier.ValueType = pb.TIER_UNSPECIFIED
+    added_at: float | None = None
     prefill_at: float | None = None
     paused: bool = False
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -68,6 +74,10 @@ class Request:
         if not self.submit.HasField("remaining_ms"):
             return None
         return self.arrived + self.submit.remaining_ms / 1000
+
+    def expired(self, now: float) -> bool:
+        """Whether the deadline has passed; the router's clock may say so a moment before ours."""
+        return self.deadline is not None and now >= self.deadline - _DEADLINE_SLACK
 
     @property
     def prefill_deadline(self) -> float | None:
@@ -110,13 +120,17 @@ class Request:
         )
         self.emit([_progress(progress)])
 
-    def take(self, sequence: int, output: Output, now: float) -> bool:
-        """Takes a step's output for one of its choices; returns whether the engine must be told to stop it."""
+    def take(self, sequence: int, output: Output, now: float, began: float) -> bool:
+        """Takes an output, for one of its choices, of a step that began at `began`.
+
+        Returns:
+            Whether the engine must be told to stop the sequence.
+        """
         if self.done.done():
             return False
         frames = []
         if output.prefill_started and self.prefill_at is None:
-            self.prefill_at = now
+            self.prefill_at = began
             frames.append(_progress(pb.Progress(stage=pb.STAGE_PREFILL, worker=self.worker)))
         if output.finish in {"deadline", "error"}:
             self.emit(frames)

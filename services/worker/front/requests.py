@@ -10,16 +10,18 @@ import time
 
 from opentelemetry.trace import Span, SpanKind
 
-from deltaserve import telemetry
+from deltaserve import genai, telemetry
 from deltaserve.errors import DeltaServeError, InternalError, UnavailableError, WorkerLostError
 from deltaserve.v1.worker_pb2 import Submit
 from services.worker.front.deltas import Arrival, Deltas
 from services.worker.front.outbox import Outbox
+from services.worker.front.phases import phases
 from services.worker.front.prompt import Prepared, make_choice, prepare
 from services.worker.front.request import Request, deadline_error, earliest
 from services.worker.front.revisions import Revision, Revisions
 from services.worker.front.supervisor import Supervisor
 from services.worker.messages import Abort, Add, Pause, Step
+from services.worker.metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +34,17 @@ class Requests:
     """The requests that are running or waiting, of all sessions."""
 
     def __init__(
-        self, worker: str, supervisor: Supervisor, revisions: Revisions, deltas: Deltas, max_logprobs: int | None
+        self,
+        worker: str,
+        supervisor: Supervisor,
+        revisions: Revisions,
+        deltas: Deltas,
+        max_logprobs: int | None,
+        metrics: WorkerMetrics,
     ) -> None:
         """Serves as `worker`, with the engine of `supervisor`; `max_logprobs` bounds top_logprobs, None does not."""
         self._worker = worker
+        self._metrics = metrics
         self._supervisor = supervisor
         self._revisions = revisions
         self._deltas = deltas
@@ -67,12 +76,14 @@ class Requests:
     def take(self, step: Step) -> None:
         """Hands a step's outputs to their requests; those of requests that have gone are ignored."""
         now = time.monotonic()
+        if step.began:
+            self._metrics.step(now - step.began)
         for output in step.outputs:
             request = self._sequences.get(output.sequence)
             if request is None:
                 continue
             try:
-                superfluous = request.take(output.sequence, output, now)
+                superfluous = request.take(output.sequence, output, now, step.began or now)
             except Exception as error:  # one request's text must not end all others
                 log.exception("output of request %s could not be handled", request.id)
                 request.fail(InternalError(f"the worker could not handle an output: {type(error).__name__}: {error}"))
@@ -128,9 +139,12 @@ class Requests:
     async def _serve(self, request: Request) -> None:
         try:
             with self._span(request) as span:
-                await self._within_deadline(request)
-                span.set_attribute(telemetry.INPUT_TOKENS, request.prompt_tokens)
-                span.set_attribute(telemetry.OUTPUT_TOKENS, request.tokens)
+                try:
+                    await self._within_deadline(request)
+                except BaseException as error:
+                    self._told(request, span, telemetry.error_type(error, lambda: request.expired(time.monotonic())))
+                    raise
+                self._told(request, span, "")
         except DeltaServeError as error:
             request.outbox.fail(request.key, request.id, error)
         except Exception as error:  # the outermost frame of a request
@@ -144,6 +158,22 @@ class Requests:
             for sequence in request.choices:
                 del self._sequences[sequence]
 
+    def _told(self, request: Request, span: Span, error: str) -> None:
+        """Counts a request that ends now, and makes the spans of its phases; one that was cut off failed with it."""
+        now = time.monotonic()
+        self._metrics.ended(error)
+        for name, began, ended, complete, attributes in phases(request, now):
+            if complete:
+                self._metrics.phase(name, ended - began)
+            telemetry.record(name, span, began, ended, attributes, "" if complete else error)
+        span.set_attributes(
+            {
+                genai.INPUT_TOKENS: request.prompt_tokens,
+                genai.OUTPUT_TOKENS: request.tokens,
+                genai.TIER: genai.tier_name(request.source),
+            }
+        )
+
     def _note_service(self, request: Request) -> None:
         if request.prefill_at is not None:
             spent = time.monotonic() - request.prefill_at
@@ -151,18 +181,17 @@ class Requests:
             self.service_seconds = known + _SERVICE_WEIGHT * (spent - known)
 
     def _span(self, request: Request) -> contextlib.AbstractContextManager[Span]:
-        asked = request.submit.request
-        model, _, revision = request.submit.revision.partition("@")
-        attributes = {
-            telemetry.OPERATION: "chat" if asked.HasField("chat") else "text_completion",
-            telemetry.PROVIDER: "deltaserve",
-            telemetry.REQUEST_MODEL: asked.model,
-            telemetry.RESPONSE_MODEL: model or asked.model,
-            telemetry.RESPONSE_ID: request.id,
-            telemetry.REVISION: revision,
-            telemetry.WORKER: self._worker,
+        asked, revision = request.submit.request, request.submit.revision
+        attributes = genai.request_attributes(asked) | {
+            genai.RESPONSE_MODEL: revision.partition("@")[0] or asked.model,
+            genai.RESPONSE_ID: request.id,
+            genai.REVISION: revision,
+            genai.WORKER: self._worker,
         }
-        return telemetry.span(f"serve {asked.model}", SpanKind.INTERNAL, request.submit.traceparent or None, attributes)
+        parent = request.submit.traceparent or None
+        return telemetry.span(
+            f"serve {asked.model}", SpanKind.INTERNAL, parent, attributes, lambda: request.expired(time.monotonic())
+        )
 
     async def _within_deadline(self, request: Request) -> None:
         try:
@@ -177,6 +206,7 @@ class Requests:
             async with asyncio.timeout(_left(earliest((request.prefill_deadline, request.deadline)))):
                 revision = await self._revisions.get(request.submit.revision)
                 prepared = await self._prepare(request, revision)
+                request.prepared_at = time.monotonic()
                 await self._fetch(request, revision)
         except TimeoutError as error:
             raise deadline_error(request, time.monotonic()) from error
@@ -219,7 +249,7 @@ class Requests:
 
     def _add(self, request: Request, prepared: Prepared, revision: Revision) -> None:
         """Hands all choices to the engine."""
-        request.prompt_tokens = len(prepared.prompt)
+        request.prompt_tokens, request.added_at = len(prepared.prompt), time.monotonic()
         asked = request.submit.request
         if prepared.vocabulary is not None and self._supervisor.engine is not None:
             self._supervisor.engine.teach(prepared.vocabulary)

@@ -19,6 +19,7 @@ class Supervisor:
 
     Attributes:
         engine: None while there is none that is ready.
+        replaced: engines that were started in the place of one that died.
         change: set, and replaced by a new event, when `engine` changes.
     """
 
@@ -40,6 +41,7 @@ class Supervisor:
             lost: called with the exit status when an engine that was ready has died.
         """
         self.engine: Engine | None = None
+        self.replaced = 0
         self.change = asyncio.Event()
         self._settings = settings
         self._restarts = restarts
@@ -59,6 +61,7 @@ class Supervisor:
             InternalError: an engine ended before it was ready, or died once more than it may be restarted.
         """
         for attempt in range(self._restarts + 1):
+            self.replaced = attempt
             if attempt:
                 log.warning("starting the engine anew (%d of %d)", attempt, self._restarts)
             engine = await Engine.start(self._settings, self._receive)

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from deltaserve import telemetry
+from deltaserve import genai
 from deltaserve.errors import InvalidArgumentError
 from deltaserve.v1 import inference_pb2 as pb
 from deltaserve.v1 import worker_pb2 as wpb
@@ -31,6 +31,10 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider.shutdown()
 
 
+def _requests(exporter: InMemorySpanExporter) -> list[ReadableSpan]:
+    return [span for span in exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+
+
 async def test_a_request_is_a_span_below_its_clients_and_above_its_workers(
     store: str, worker: ScriptedWorker, exporter: InMemorySpanExporter
 ) -> None:
@@ -40,19 +44,27 @@ async def test_a_request_is_a_span_below_its_clients_and_above_its_workers(
         request = pb.GenerateRequest(model="m", text="a b", client_request_id="req")
         parent = (("traceparent", f"00-{TRACE}-b7ad6b7169203331-01"),)
         await rest(client.inference.Generate(request, metadata=parent))
-        await until(exporter.get_finished_spans)
-    (span,) = exporter.get_finished_spans()
+        await until(lambda: len(exporter.get_finished_spans()) == 3)
+    resolve, queue, span = exporter.get_finished_spans()
+    assert span.context is not None
+    for child, child_name in ((resolve, "resolve"), (queue, "queue")):
+        assert child.name == child_name
+        assert child.parent is not None
+        assert child.parent.span_id == span.context.span_id
+    assert dict(queue.attributes or {}) == {
+        genai.WORKER: "w0", genai.TIER: "store", genai.ATTEMPT: 1, genai.WAITING: 1
+    }  # fmt: skip
     assert (span.name, span.kind, span.status.status_code) == ("text_completion m", SpanKind.SERVER, StatusCode.UNSET)
     assert span.context is not None
     assert f"{span.context.trace_id:032x}" == TRACE
     assert worker.submits[0].traceparent == f"00-{TRACE}-{span.context.span_id:016x}-01"
     expected = {
-        telemetry.REQUEST_MODEL: "m",
-        telemetry.RESPONSE_ID: "req",
-        telemetry.REVISION: name,
-        telemetry.WORKER: "w0",
-        telemetry.INPUT_TOKENS: 3,
-        telemetry.OUTPUT_TOKENS: 2,
+        genai.REQUEST_MODEL: "m",
+        genai.RESPONSE_ID: "req",
+        genai.REVISION: name,
+        genai.WORKER: "w0",
+        genai.INPUT_TOKENS: 3,
+        genai.OUTPUT_TOKENS: 2,
     }
     assert expected.items() <= dict(span.attributes or {}).items()
     assert [event.name for event in span.events] == ["submitted"]
@@ -72,8 +84,10 @@ async def test_failed_and_cancelled_requests_are_errors(
         call = client.generate("hangs")
         await call.read()
         call.cancel()
-        await until(lambda: len(exporter.get_finished_spans()) == 2)
-    failed, cancelled = exporter.get_finished_spans()
+        await client.inference.Generate(pb.GenerateRequest(model="m")).code()
+        await until(lambda: len(_requests(exporter)) == 3)
+    failed, cancelled, refused = _requests(exporter)
+    assert dict(refused.attributes or {})[genai.ERROR_TYPE] == "INVALID_ARGUMENT"
     assert failed.status.status_code is cancelled.status.status_code is StatusCode.ERROR
-    assert dict(failed.attributes or {})[telemetry.ERROR_TYPE] == "INVALID_ARGUMENT"
-    assert dict(cancelled.attributes or {})[telemetry.ERROR_TYPE] == "CancelledError"
+    assert dict(failed.attributes or {})[genai.ERROR_TYPE] == "INVALID_ARGUMENT"
+    assert dict(cancelled.attributes or {})[genai.ERROR_TYPE] == "CANCELLED"
