@@ -81,7 +81,7 @@ class Dispatcher:
         """Sends requests that lost their worker to another, which goes on where the first one stopped."""
         for flight in flights:
             flight.lost = worker, error
-            if flight.attempts >= _MOST_ATTEMPTS:
+            if flight.background or flight.attempts >= _MOST_ATTEMPTS:
                 self._give_up(flight)
             else:
                 log.info("request %s leaves worker %s: %s", flight.id, worker, error.message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,9 +17,11 @@ from services.router.dispatch import Dispatcher
 from services.router.flight import Flight, StreamLimits, Target
 from services.router.rates import RateBook
 from services.router.settings import RouterSettings
+from services.router.shadows import Shadows
 from services.router.targets import Targets
 
 _RETRY_SECONDS = 2.0  # after which a client of a draining router finds another
+_LONGEST_KEY = 256  # characters
 
 Write = Callable[[GenerateResponse], Awaitable[None]]
 
@@ -31,6 +34,8 @@ class Generations:
         self._targets = targets
         self._dispatcher = dispatcher
         self._rates = rates
+        self.shadows = Shadows(targets, dispatcher)
+        self.streams: Counter[str] = Counter()  # by revision, waiting ones included
         self._loop = asyncio.get_running_loop()
         self._running: set[str] = set()
         self._idle = asyncio.Event()
@@ -54,7 +59,7 @@ class Generations:
             raise DrainingError("this router is shutting down; send the request again", retry_seconds=_RETRY_SECONDS)
         check_request(request)
         with self._claimed(request):
-            target = await self._targets.resolve(request.model)
+            target = await self._targets.resolve(request.model, request.sticky_key or request.client_request_id)
             operation = "chat" if request.HasField("chat") else "text_completion"
             attributes = {
                 telemetry.OPERATION: operation,
@@ -90,13 +95,25 @@ class Generations:
         self._rates.arrived(model, self._loop.time())
         flight.watch_queue_wait(self._loop)
         flight.outlet.put([_accepted(flight.id, flight.target)])
+        self.streams[flight.target.revision] += 1
+        self.shadows.make_room()
+        shadow = None
         try:
             self._dispatcher.enter(flight)
-            await flight.outlet.drain_to(write)
+            shadow = self.shadows.beside(flight)
+            await flight.outlet.drain_to(shadow.tapped(write) if shadow else write)
         finally:
+            if shadow is not None:
+                shadow.client_left()
+            self._forget_stream(flight.target.revision)
             flight.stop_clock()
             self._dispatcher.leave(flight)
             self._rates.ended(model)
+
+    def _forget_stream(self, revision: str) -> None:
+        self.streams[revision] -= 1
+        if not self.streams[revision]:
+            del self.streams[revision]
 
     @contextmanager
     def _claimed(self, request: GenerateRequest) -> Iterator[None]:
@@ -128,6 +145,10 @@ def check_request(request: GenerateRequest) -> None:
         raise InvalidArgumentError(
             f"client_request_id has {len(request_id)} characters; expected at most 128, all printable",
             field="client_request_id",
+        )
+    if len(request.sticky_key) > _LONGEST_KEY:
+        raise InvalidArgumentError(
+            f"sticky_key has {len(request.sticky_key)} characters; expected at most {_LONGEST_KEY}", field="sticky_key"
         )
     if request.HasField("max_queue_wait") and request.max_queue_wait.ToNanoseconds() < 0:
         raise InvalidArgumentError(
