@@ -7,7 +7,7 @@ import bisect
 import logging
 from collections.abc import Iterable, Sequence
 
-from deltaserve.errors import BaseMismatchError, UnavailableError
+from deltaserve.errors import BaseMismatchError, DrainingError, UnavailableError
 from deltaserve.v1.inference_pb2 import STAGE_QUEUED, GenerateRequest, GenerateResponse, Progress
 from services.router.fleet import Fleet
 from services.router.flight import Flight
@@ -81,6 +81,8 @@ class Dispatcher:
         """Sends requests that lost their worker to another, which goes on where the first one stopped."""
         for flight in flights:
             flight.lost = worker, error
+            if isinstance(error, DrainingError):
+                flight.attempts -= 1  # a rollout that moves a long stream from worker to worker is no sign of a bad one
             if flight.background or flight.attempts >= _MOST_ATTEMPTS:
                 self._give_up(flight)
             else:
