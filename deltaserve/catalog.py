@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from deltaserve.aliases import AliasVersion, read_version, stored_version
 from deltaserve.delta.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from deltaserve.errors import NotFoundError
+from deltaserve.errors import NotFoundError, PreconditionError
 from deltaserve.names import RevisionName, parse_model
 from deltaserve.store import Store, delta_key, setting_prefix
 
@@ -40,7 +41,7 @@ class _View:
     """One reading of the store."""
 
     revisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    aliases: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, AliasVersion] = field(default_factory=dict)
     pins: frozenset[str] = frozenset()
 
 
@@ -72,7 +73,7 @@ class Catalog:
         await self._refresh_if_old()
         view, records = self._view, []
         for model, revisions in sorted(view.revisions.items()):
-            aliases = tuple(sorted(a for a, target in view.aliases.items() if target.partition("@")[0] == model))
+            aliases = tuple(sorted(a for a, held in view.aliases.items() if _points_at(held, model)))
             try:
                 manifest = await self.manifest(RevisionName(model, revisions[-1]))
             except NotFoundError:
@@ -80,8 +81,21 @@ class Catalog:
             records.append(ModelRecord(model, revisions, manifest, aliases, model in view.pins))
         return records
 
+    def alias(self, text: str) -> AliasVersion | None:
+        """Returns what an alias pointed at when it was read last; None for no alias, or one that a model hides."""
+        return None if text in self._view.revisions else self._view.aliases.get(text)
+
+    async def aliases(self) -> dict[str, AliasVersion]:
+        """Returns all aliases by name, at most `ttl` seconds old."""
+        await self._refresh_if_old()
+        return dict(sorted(self._view.aliases.items()))
+
+    def published(self, text: str) -> RevisionName | None:
+        """Returns the revision that `<model>` or `<model>@<revision>` stands for, as it was read last, or None."""
+        return self._published(*parse_model(text))
+
     async def resolve(self, text: str) -> RevisionName:
-        """Returns the revision that `<model>`, `<model>@<revision>` or an alias stands for.
+        """Returns the revision that `<model>`, `<model>@<revision>` or an alias stands for: the alias's heaviest route.
 
         Raises:
             InvalidArgumentError: not a well-formed name.
@@ -111,10 +125,15 @@ class Catalog:
         return self._manifests[name]
 
     def _lookup(self, model: str, revision: str | None) -> RevisionName | None:
-        target = self._view.aliases.get(model)
-        if target is not None and model not in self._view.revisions:
-            model, aliased = parse_model(target)
-            revision = revision or aliased
+        held = self._view.aliases.get(model)
+        if held is not None and model not in self._view.revisions:
+            if revision is not None:
+                return self._published(parse_model(held.main)[0], revision)
+            by_weight = sorted(held.routes, key=lambda route: -route.weight)
+            return next(filter(None, (self._published(*parse_model(route.target)) for route in by_weight)), None)
+        return self._published(model, revision)
+
+    def _published(self, model: str, revision: str | None) -> RevisionName | None:
         revisions = self._view.revisions.get(model, ())
         if revision is None:
             return RevisionName(model, revisions[-1]) if revisions else None
@@ -130,10 +149,10 @@ class Catalog:
             parts = found.key.split("/")
             if len(parts) == 4 and parts[3] == MANIFEST_FILE and parts[2].isdecimal():
                 revisions.setdefault(parts[1], []).append(parts[2])
-        aliases = {name: value["target"] for name, value in (await _settings(self._store, ALIAS)).items()}
-        pins = frozenset(name for name, value in (await _settings(self._store, PIN)).items() if value["pinned"])
+        aliases = {name: read_version(n, value) for name, (n, value) in (await _settings(self._store, ALIAS)).items()}
+        pins = frozenset(name for name, (_, value) in (await _settings(self._store, PIN)).items() if value["pinned"])
         in_order = {model: tuple(sorted(numbers, key=int)) for model, numbers in revisions.items()}
-        return _View(in_order, {a: t for a, t in aliases.items() if t}, pins)
+        return _View(in_order, {name: held for name, held in aliases.items() if held.routes}, pins)
 
 
 async def published_revisions(store: Store, model: str) -> list[str]:
@@ -162,8 +181,34 @@ async def write_setting(store: Store, kind: str, name: str, value: dict[str, Any
         number += 1
 
 
-async def _settings(store: Store, kind: str) -> dict[str, dict[str, Any]]:
+async def read_alias(store: Store, name: str) -> list[AliasVersion]:
+    """Returns all versions of an alias, oldest first; none if it was never set."""
+    records = await store.list(setting_prefix(ALIAS, name))
+    values = await asyncio.gather(*(store.get(record.key) for record in records))
+    return [read_version(_number(record.key), json.loads(value)) for record, value in zip(records, values, strict=True)]
+
+
+async def write_alias(store: Store, name: str, version: AliasVersion) -> None:
+    """Makes `version` the next version of an alias; raises PreconditionError when another one has its number."""
+    key = f"{setting_prefix(ALIAS, name)}{version.number - 1:06d}.json"
+    if not await store.put_new(key, json.dumps(stored_version(version)).encode()):
+        raise PreconditionError(
+            f"alias {name!r} changed meanwhile: version {version.number} is taken; look at it and try again", alias=name
+        )
+
+
+async def _settings(store: Store, kind: str) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Returns the present value of all settings of a kind, by name, with its number."""
     newest: dict[str, str] = {}
     for found in await store.list(f"settings/{kind}/"):  # by key, so the highest number of a name comes last
         newest[found.key.split("/")[2]] = found.key
-    return {name: json.loads(await store.get(key)) for name, key in newest.items()}
+    return {name: (_number(key), json.loads(await store.get(key))) for name, key in newest.items()}
+
+
+def _number(key: str) -> int:
+    """Returns the number of a setting's record, from 1."""
+    return int(key.rsplit("/", 1)[-1].removesuffix(".json")) + 1
+
+
+def _points_at(held: AliasVersion, model: str) -> bool:
+    return any(target.partition("@")[0] == model for target in held.targets)

@@ -1,4 +1,4 @@
-"""Commands about published models: list, look at, alias, pin, delete."""
+"""Commands about published models: list, look at, pin, delete."""
 
 from __future__ import annotations
 
@@ -59,20 +59,6 @@ def revision(model: str, server: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("name")
-@click.argument("target", required=False)
-@click.option("--remove", is_flag=True, help="Remove the alias.")
-@server_option
-def alias(name: str, target: str | None, remove: bool, server: str) -> None:
-    """Point the alias NAME at TARGET, which is MODEL or MODEL@REVISION."""
-    if remove == (target is not None):
-        raise click.UsageError("give either TARGET or --remove")
-    with connect(server) as client:
-        client.set_alias(name, target or "")
-    click.echo(f"{name} -> {target}" if target else f"alias {name} removed")
-
-
-@click.command()
 @click.argument("model")
 @click.option("--undo", is_flag=True, help="Let go of it when it is idle and memory is short.")
 @server_option
@@ -86,16 +72,17 @@ def pin(model: str, undo: bool, server: str) -> None:
 @click.command()
 @click.argument("revision_name", metavar="MODEL@REVISION")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Delete it even though an alias, a pin or a stream uses it.")
 @server_option
-def delete(revision_name: str, yes: bool, server: str) -> None:
-    """Take a revision out of the store. Streams that use it go on to their end."""
+def delete(revision_name: str, yes: bool, force: bool, server: str) -> None:
+    """Take a revision that nothing uses out of the store. Streams that use it go on to their end."""
     name = parse_revision(revision_name)
     if not yes:
         if not sys.stdin.isatty():
             raise InvalidArgumentError(f"deleting {name} cannot be undone; confirm with --yes")
         click.confirm(f"Delete {name} from the store? This cannot be undone.", abort=True)
     with connect(server) as client:
-        client.delete_revision(name.model, name.revision)
+        client.delete_revision(name.model, name.revision, force=force)
     click.echo(f"{name} deleted")
 
 

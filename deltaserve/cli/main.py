@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import click
 
 from deltaserve import telemetry
-from deltaserve.cli.catalog import alias, delete, models, pin, revision
+from deltaserve.cli.aliases import alias, aliases, rollback, shadows
+from deltaserve.cli.catalog import delete, models, pin, revision
 from deltaserve.cli.chat import chat
 from deltaserve.cli.explain import explain
 from deltaserve.cli.generate import generate
@@ -32,7 +33,8 @@ def cli() -> None:
 
 
 for _command in (
-    up, upload, compress, jobs, models, revision, report, alias, pin, delete, workers, drain, place, placement,
+    up, upload, compress, jobs, models, revision, report, alias, aliases, rollback, shadows,
+    pin, delete, workers, drain, place, placement,
     generate, chat, info,
 ):  # fmt: skip
     cli.add_command(_command)

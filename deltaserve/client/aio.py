@@ -160,15 +160,54 @@ class AsyncClient:
         call = persistent(lambda: self._models.GetRevision(request, timeout=self._timeout), self._patience)
         return (await call).revision
 
-    async def delete_revision(self, model: str, revision: str) -> None:
-        """Takes a revision out of the store."""
-        request = models_pb2.DeleteRevisionRequest(name=_resource(model, revision))
+    async def delete_revision(self, model: str, revision: str, *, force: bool = False) -> None:
+        """Takes a revision out of the store; `force` does so even though an alias, a pin or a stream uses it."""
+        request = models_pb2.DeleteRevisionRequest(name=_resource(model, revision), force=force)
         await unary(lambda: self._models.DeleteRevision(request, timeout=self._timeout))
 
-    async def set_alias(self, alias: str, target: str) -> None:
-        """Points an alias at `<model>` or `<model>@<revision>`; an empty target removes it."""
-        request = models_pb2.SetAliasRequest(alias=alias, target=target)
-        await persistent(lambda: self._models.SetAlias(request, timeout=self._timeout), self._patience)
+    async def set_alias(
+        self,
+        alias: str,
+        target: str | Mapping[str, float],
+        *,
+        shadow: tuple[str, float] | None = None,
+        expected_version: int = 0,
+    ) -> int:
+        """Points an alias at `<model>` or `<model>@<revision>`, whole; returns the number of its new version.
+
+        Args:
+            alias: the alias.
+            target: what to point it at, or several with their weights; empty removes the alias.
+            shadow: what is to compute a share of the requests too, for comparison, and that share in (0, 1].
+            expected_version: fail with PreconditionError unless this is the version that holds; 0: whichever does.
+        """
+        request = models_pb2.SetAliasRequest(alias=alias, expected_version=expected_version)
+        if isinstance(target, str):
+            request.target = target
+        else:
+            request.routes.extend(models_pb2.AliasRoute(target=t, weight=weight) for t, weight in target.items())
+        if shadow is not None:
+            request.shadow.target, request.shadow.share = shadow
+        call = persistent(lambda: self._models.SetAlias(request, timeout=self._timeout), self._patience)
+        return (await call).version
+
+    async def rollback_alias(self, alias: str, version: int = 0) -> models_pb2.AliasVersion:
+        """Takes an alias back to a version, by default the one before; going back again goes further back."""
+        request = models_pb2.RollbackAliasRequest(alias=alias, version=version)
+        # not repeated: a rollback whose answer was lost must not be done twice
+        return (await unary(lambda: self._models.RollbackAlias(request, timeout=self._timeout))).version
+
+    async def aliases(self, alias: str = "", *, history: bool = False) -> list[models_pb2.Alias]:
+        """Returns all aliases, or one, with the version that holds, or with all versions, newest first."""
+        request = models_pb2.ListAliasesRequest(alias=alias, history=history)
+        call = persistent(lambda: self._models.ListAliases(request, timeout=self._timeout), self._patience)
+        return list((await call).aliases)
+
+    async def shadows(self) -> list[admin_pb2.ShadowPair]:
+        """Returns how far shadows agree with what they shadow, as the router counted since it started."""
+        request = admin_pb2.ListShadowsRequest()
+        call = persistent(lambda: self._admin.ListShadows(request, timeout=self._timeout), self._patience)
+        return list((await call).pairs)
 
     async def pin(self, model: str, pinned: bool = True) -> None:
         """Keeps a model resident even when idle, or no longer."""

@@ -47,6 +47,7 @@ class GenerateOptions(TypedDict, total=False):
     skip_special_tokens: bool | None
     priority: int | None
     request_id: str | None
+    sticky_key: str | None  # requests of one key keep to one route of an alias
     max_queue_wait: float | None  # seconds
     add_special_tokens: bool | None
 
@@ -78,6 +79,7 @@ def generate_request(model: str, prompt: Prompt, options: GenerateOptions) -> pb
             ),
             priority=given.get("priority"),
             client_request_id=given.get("request_id", ""),
+            sticky_key=given.get("sticky_key", ""),
             max_queue_wait=None if wait is None else duration(wait),
             add_special_tokens=given.get("add_special_tokens"),
             **_prompt_fields(prompt, pb.TokenIds),

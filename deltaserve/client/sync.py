@@ -187,13 +187,33 @@ class Client:
         """Returns a published revision, the newest by default."""
         return self._loop.run(self._client.revision(model, revision))
 
-    def delete_revision(self, model: str, revision: str) -> None:
-        """Takes a revision out of the store."""
-        self._loop.run(self._client.delete_revision(model, revision))
+    def delete_revision(self, model: str, revision: str, *, force: bool = False) -> None:
+        """Takes a revision out of the store, though it is in use if `force` says so."""
+        self._loop.run(self._client.delete_revision(model, revision, force=force))
 
-    def set_alias(self, alias: str, target: str) -> None:
-        """Points an alias at `<model>` or `<model>@<revision>`; an empty target removes it."""
-        self._loop.run(self._client.set_alias(alias, target))
+    def set_alias(
+        self,
+        alias: str,
+        target: str | Mapping[str, float],
+        *,
+        shadow: tuple[str, float] | None = None,
+        expected_version: int = 0,
+    ) -> int:
+        """Points an alias at one or, with weights, several targets; see AsyncClient."""
+        call = self._client.set_alias(alias, target, shadow=shadow, expected_version=expected_version)
+        return self._loop.run(call)
+
+    def rollback_alias(self, alias: str, version: int = 0) -> models_pb2.AliasVersion:
+        """Takes an alias back to a version, by default the one before."""
+        return self._loop.run(self._client.rollback_alias(alias, version))
+
+    def aliases(self, alias: str = "", *, history: bool = False) -> list[models_pb2.Alias]:
+        """Returns all aliases, or one, with the version that holds, or with all versions, newest first."""
+        return self._loop.run(self._client.aliases(alias, history=history))
+
+    def shadows(self) -> list[admin_pb2.ShadowPair]:
+        """Returns how far shadows agree with what they shadow."""
+        return self._loop.run(self._client.shadows())
 
     def pin(self, model: str, pinned: bool = True) -> None:
         """Keeps a model resident even when idle, or no longer."""

@@ -436,3 +436,110 @@ class PlacementOrder(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlacementOrder: _TypeAlias = PlacementOrder  # noqa: Y015
+
+@_typing.final
+class ListShadowsRequest(_message.Message):
+    """Asks for what shadows showed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListShadowsRequest: _TypeAlias = ListShadowsRequest  # noqa: Y015
+
+@_typing.final
+class ListShadowsResponse(_message.Message):
+    """What shadows showed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAIRS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShadowPair]:
+        """By primary, then shadow."""
+
+    def __init__(
+        self,
+        *,
+        pairs: _abc.Iterable[Global___ShadowPair] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pairs", b"pairs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListShadowsResponse: _TypeAlias = ListShadowsResponse  # noqa: Y015
+
+@_typing.final
+class ShadowPair(_message.Message):
+    """A revision and one that computes the same requests beside it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    SAMPLED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    COMPARED_FIELD_NUMBER: _builtins.int
+    IDENTICAL_FIELD_NUMBER: _builtins.int
+    TOKENS_AGREED_FIELD_NUMBER: _builtins.int
+    DIVERGED_FIELD_NUMBER: _builtins.int
+    AGREEMENT_FIELD_NUMBER: _builtins.int
+    MEAN_DIVERGENCE_FIELD_NUMBER: _builtins.int
+    primary: _builtins.str
+    """`<model>@<revision>` that answered."""
+    shadow: _builtins.str
+    """`<model>@<revision>` whose output was compared and dropped."""
+    sampled: _builtins.int
+    """Requests chosen to be shadowed."""
+    skipped: _builtins.int
+    """Requests of these that were not sent: no worker had a place to spare."""
+    dropped: _builtins.int
+    """Requests given up before they were compared to the end, for a request of a client or because the client left."""
+    failed: _builtins.int
+    """Requests that the shadow failed."""
+    compared: _builtins.int
+    """Requests compared until the outputs differed or ended."""
+    identical: _builtins.int
+    """Requests of these whose outputs are the same token for token."""
+    tokens_agreed: _builtins.int
+    """Tokens that agree before the first difference, over all requests."""
+    diverged: _builtins.int
+    """Requests whose outputs differ; each after a prefix that is the same."""
+    agreement: _builtins.float
+    """Share of tokens on which both agree, given the same tokens before: tokens_agreed / (tokens_agreed + diverged)."""
+    mean_divergence: _builtins.float
+    """Mean number of tokens before the first difference, over outputs that differ."""
+    def __init__(
+        self,
+        *,
+        primary: _builtins.str = ...,
+        shadow: _builtins.str = ...,
+        sampled: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        dropped: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        compared: _builtins.int = ...,
+        identical: _builtins.int = ...,
+        tokens_agreed: _builtins.int = ...,
+        diverged: _builtins.int = ...,
+        agreement: _builtins.float = ...,
+        mean_divergence: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "compared", b"compared", "diverged", b"diverged", "dropped", b"dropped", "failed", b"failed", "identical", b"identical", "mean_divergence", b"mean_divergence", "primary", b"primary", "sampled", b"sampled", "shadow", b"shadow", "skipped", b"skipped", "tokens_agreed", b"tokens_agreed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowPair: _TypeAlias = ShadowPair  # noqa: Y015

@@ -150,6 +150,7 @@ class GenerateRequest(_message.Message):
     CLIENT_REQUEST_ID_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_WAIT_FIELD_NUMBER: _builtins.int
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    STICKY_KEY_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Model to use: the base's served name, `<model>` for the newest revision of a fine-tune,
     `<model>@<revision>` for that revision, or an alias.
@@ -166,6 +167,10 @@ class GenerateRequest(_message.Message):
     """
     add_special_tokens: _builtins.bool
     """Whether the tokenizer adds its automatic special tokens to `text`. Default true."""
+    sticky_key: _builtins.str
+    """Where an alias has several routes, requests of one key take the same one as long as its weights stay; at most 256
+    characters. Empty: client_request_id decides, so that the same request goes the same way.
+    """
     @_builtins.property
     def token_ids(self) -> Global___TokenIds:
         """Token ids of the model's tokenizer, used as they are."""
@@ -208,10 +213,11 @@ class GenerateRequest(_message.Message):
         client_request_id: _builtins.str = ...,
         max_queue_wait: _duration_pb2.Duration | None = ...,
         add_special_tokens: _builtins.bool | None = ...,
+        sticky_key: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_priority", b"_priority", "add_special_tokens", b"add_special_tokens", "chat", b"chat", "max_queue_wait", b"max_queue_wait", "priority", b"priority", "prompt", b"prompt", "response", b"response", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_priority", b"_priority", "add_special_tokens", b"add_special_tokens", "chat", b"chat", "client_request_id", b"client_request_id", "max_queue_wait", b"max_queue_wait", "model", b"model", "priority", b"priority", "prompt", b"prompt", "response", b"response", "sampling", b"sampling", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens", "_priority", b"_priority", "add_special_tokens", b"add_special_tokens", "chat", b"chat", "client_request_id", b"client_request_id", "max_queue_wait", b"max_queue_wait", "model", b"model", "priority", b"priority", "prompt", b"prompt", "response", b"response", "sampling", b"sampling", "sticky_key", b"sticky_key", "stopping", b"stopping", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__add_special_tokens: _TypeAlias = _typing.Literal["add_special_tokens"]  # noqa: Y015
     _WhichOneofArgType__add_special_tokens: _TypeAlias = _typing.Literal["_add_special_tokens", b"_add_special_tokens"]  # noqa: Y015

@@ -99,6 +99,16 @@ class ModelServiceStub:
                 request_serializer=deltaserve_dot_v1_dot_models__pb2.SetAliasRequest.SerializeToString,
                 response_deserializer=deltaserve_dot_v1_dot_models__pb2.SetAliasResponse.FromString,
                 _registered_method=True)
+        self.RollbackAlias = channel.unary_unary(
+                '/deltaserve.v1.ModelService/RollbackAlias',
+                request_serializer=deltaserve_dot_v1_dot_models__pb2.RollbackAliasRequest.SerializeToString,
+                response_deserializer=deltaserve_dot_v1_dot_models__pb2.RollbackAliasResponse.FromString,
+                _registered_method=True)
+        self.ListAliases = channel.unary_unary(
+                '/deltaserve.v1.ModelService/ListAliases',
+                request_serializer=deltaserve_dot_v1_dot_models__pb2.ListAliasesRequest.SerializeToString,
+                response_deserializer=deltaserve_dot_v1_dot_models__pb2.ListAliasesResponse.FromString,
+                _registered_method=True)
         self.PinModel = channel.unary_unary(
                 '/deltaserve.v1.ModelService/PinModel',
                 request_serializer=deltaserve_dot_v1_dot_models__pb2.PinModelRequest.SerializeToString,
@@ -195,14 +205,32 @@ class ModelServiceServicer:
 
     def DeleteRevision(self, request, context):
         """Takes a revision out of the store. Streams that use it go on to their end. Its number is not used again.
-        FAILED_PRECONDITION while an alias needs it.
+        FAILED_PRECONDITION while it is in use, unless forced: an alias needs it, its model is pinned and it is the newest,
+        or streams run on it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SetAlias(self, request, context):
-        """Points an alias at a model or revision, or removes it. Takes effect for new requests within a few seconds.
+        """Gives an alias a new version: what it points at, in what proportions, and what shadows it; or removes it. The whole
+        alias changes at once, for new requests, within a few seconds at every router.
+        FAILED_PRECONDITION when the alias has another version than expected_version says.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackAlias(self, request, context):
+        """Gives an alias the routes and the shadow of a former version, as a new version. FAILED_PRECONDITION when there is none
+        to go back to, when the alias changed meanwhile, or when none of what that version points at is still published.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAliases(self, request, context):
+        """Aliases by name, with all their versions when asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -277,6 +305,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.SetAlias,
                     request_deserializer=deltaserve_dot_v1_dot_models__pb2.SetAliasRequest.FromString,
                     response_serializer=deltaserve_dot_v1_dot_models__pb2.SetAliasResponse.SerializeToString,
+            ),
+            'RollbackAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackAlias,
+                    request_deserializer=deltaserve_dot_v1_dot_models__pb2.RollbackAliasRequest.FromString,
+                    response_serializer=deltaserve_dot_v1_dot_models__pb2.RollbackAliasResponse.SerializeToString,
+            ),
+            'ListAliases': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAliases,
+                    request_deserializer=deltaserve_dot_v1_dot_models__pb2.ListAliasesRequest.FromString,
+                    response_serializer=deltaserve_dot_v1_dot_models__pb2.ListAliasesResponse.SerializeToString,
             ),
             'PinModel': grpc.unary_unary_rpc_method_handler(
                     servicer.PinModel,
@@ -613,6 +651,60 @@ class ModelService:
             '/deltaserve.v1.ModelService/SetAlias',
             deltaserve_dot_v1_dot_models__pb2.SetAliasRequest.SerializeToString,
             deltaserve_dot_v1_dot_models__pb2.SetAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deltaserve.v1.ModelService/RollbackAlias',
+            deltaserve_dot_v1_dot_models__pb2.RollbackAliasRequest.SerializeToString,
+            deltaserve_dot_v1_dot_models__pb2.RollbackAliasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAliases(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deltaserve.v1.ModelService/ListAliases',
+            deltaserve_dot_v1_dot_models__pb2.ListAliasesRequest.SerializeToString,
+            deltaserve_dot_v1_dot_models__pb2.ListAliasesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,10 +72,20 @@ class ModelServiceStub:
     """One published revision with its manifest and quality report."""
     DeleteRevision: _grpc.UnaryUnaryMultiCallable[_models_pb2.DeleteRevisionRequest, _models_pb2.DeleteRevisionResponse]
     """Takes a revision out of the store. Streams that use it go on to their end. Its number is not used again.
-    FAILED_PRECONDITION while an alias needs it.
+    FAILED_PRECONDITION while it is in use, unless forced: an alias needs it, its model is pinned and it is the newest,
+    or streams run on it.
     """
     SetAlias: _grpc.UnaryUnaryMultiCallable[_models_pb2.SetAliasRequest, _models_pb2.SetAliasResponse]
-    """Points an alias at a model or revision, or removes it. Takes effect for new requests within a few seconds."""
+    """Gives an alias a new version: what it points at, in what proportions, and what shadows it; or removes it. The whole
+    alias changes at once, for new requests, within a few seconds at every router.
+    FAILED_PRECONDITION when the alias has another version than expected_version says.
+    """
+    RollbackAlias: _grpc.UnaryUnaryMultiCallable[_models_pb2.RollbackAliasRequest, _models_pb2.RollbackAliasResponse]
+    """Gives an alias the routes and the shadow of a former version, as a new version. FAILED_PRECONDITION when there is none
+    to go back to, when the alias changed meanwhile, or when none of what that version points at is still published.
+    """
+    ListAliases: _grpc.UnaryUnaryMultiCallable[_models_pb2.ListAliasesRequest, _models_pb2.ListAliasesResponse]
+    """Aliases by name, with all their versions when asked for."""
     PinModel: _grpc.UnaryUnaryMultiCallable[_models_pb2.PinModelRequest, _models_pb2.PinModelResponse]
     """Keeps a model resident on the workers even when idle, or no longer."""
 
@@ -123,10 +133,20 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """One published revision with its manifest and quality report."""
     DeleteRevision: _aio.UnaryUnaryMultiCallable[_models_pb2.DeleteRevisionRequest, _models_pb2.DeleteRevisionResponse]  # type: ignore[assignment]
     """Takes a revision out of the store. Streams that use it go on to their end. Its number is not used again.
-    FAILED_PRECONDITION while an alias needs it.
+    FAILED_PRECONDITION while it is in use, unless forced: an alias needs it, its model is pinned and it is the newest,
+    or streams run on it.
     """
     SetAlias: _aio.UnaryUnaryMultiCallable[_models_pb2.SetAliasRequest, _models_pb2.SetAliasResponse]  # type: ignore[assignment]
-    """Points an alias at a model or revision, or removes it. Takes effect for new requests within a few seconds."""
+    """Gives an alias a new version: what it points at, in what proportions, and what shadows it; or removes it. The whole
+    alias changes at once, for new requests, within a few seconds at every router.
+    FAILED_PRECONDITION when the alias has another version than expected_version says.
+    """
+    RollbackAlias: _aio.UnaryUnaryMultiCallable[_models_pb2.RollbackAliasRequest, _models_pb2.RollbackAliasResponse]  # type: ignore[assignment]
+    """Gives an alias the routes and the shadow of a former version, as a new version. FAILED_PRECONDITION when there is none
+    to go back to, when the alias changed meanwhile, or when none of what that version points at is still published.
+    """
+    ListAliases: _aio.UnaryUnaryMultiCallable[_models_pb2.ListAliasesRequest, _models_pb2.ListAliasesResponse]  # type: ignore[assignment]
+    """Aliases by name, with all their versions when asked for."""
     PinModel: _aio.UnaryUnaryMultiCallable[_models_pb2.PinModelRequest, _models_pb2.PinModelResponse]  # type: ignore[assignment]
     """Keeps a model resident on the workers even when idle, or no longer."""
 
@@ -237,7 +257,8 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.DeleteRevisionResponse, _abc.Awaitable[_models_pb2.DeleteRevisionResponse]]:
         """Takes a revision out of the store. Streams that use it go on to their end. Its number is not used again.
-        FAILED_PRECONDITION while an alias needs it.
+        FAILED_PRECONDITION while it is in use, unless forced: an alias needs it, its model is pinned and it is the newest,
+        or streams run on it.
         """
 
     @_abc_1.abstractmethod
@@ -246,7 +267,28 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _models_pb2.SetAliasRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_models_pb2.SetAliasResponse, _abc.Awaitable[_models_pb2.SetAliasResponse]]:
-        """Points an alias at a model or revision, or removes it. Takes effect for new requests within a few seconds."""
+        """Gives an alias a new version: what it points at, in what proportions, and what shadows it; or removes it. The whole
+        alias changes at once, for new requests, within a few seconds at every router.
+        FAILED_PRECONDITION when the alias has another version than expected_version says.
+        """
+
+    @_abc_1.abstractmethod
+    def RollbackAlias(
+        self,
+        request: _models_pb2.RollbackAliasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.RollbackAliasResponse, _abc.Awaitable[_models_pb2.RollbackAliasResponse]]:
+        """Gives an alias the routes and the shadow of a former version, as a new version. FAILED_PRECONDITION when there is none
+        to go back to, when the alias changed meanwhile, or when none of what that version points at is still published.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAliases(
+        self,
+        request: _models_pb2.ListAliasesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_models_pb2.ListAliasesResponse, _abc.Awaitable[_models_pb2.ListAliasesResponse]]:
+        """Aliases by name, with all their versions when asked for."""
 
     @_abc_1.abstractmethod
     def PinModel(

@@ -143,13 +143,28 @@ class ModelServicer(rpc.ModelServiceServicer):
 
     async def DeleteRevision(self, request: pb.DeleteRevisionRequest, context: Context) -> pb.DeleteRevisionResponse:
         """See models.proto."""
-        await self.revisions.delete(request.name)
+        await self.revisions.delete(request.name, force=request.force)
         return pb.DeleteRevisionResponse()
 
     async def SetAlias(self, request: pb.SetAliasRequest, context: Context) -> pb.SetAliasResponse:
         """See models.proto."""
-        await self.revisions.set_alias(request.alias, request.target)
-        return pb.SetAliasResponse()
+        routes, shadow = translate.routes_of(request)
+        version = await self.revisions.set_alias(request.alias, routes, shadow, request.expected_version)
+        return pb.SetAliasResponse(version=version.number)
+
+    async def RollbackAlias(self, request: pb.RollbackAliasRequest, context: Context) -> pb.RollbackAliasResponse:
+        """See models.proto."""
+        version = await self.revisions.rollback(request.alias, request.version)
+        return pb.RollbackAliasResponse(version=translate.version_of(version))
+
+    async def ListAliases(self, request: pb.ListAliasesRequest, context: Context) -> pb.ListAliasesResponse:
+        """See models.proto."""
+        found = await self.revisions.aliases(request.alias)
+        entries = []
+        for name, versions in found.items():
+            shown = versions if request.history else versions[:1]
+            entries.append(pb.Alias(alias=name, versions=[translate.version_of(version) for version in shown]))
+        return pb.ListAliasesResponse(aliases=entries)
 
     async def PinModel(self, request: pb.PinModelRequest, context: Context) -> pb.PinModelResponse:
         """See models.proto."""

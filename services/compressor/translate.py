@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from deltaserve.aliases import AliasVersion, Route, Shadow
 from deltaserve.errors import InvalidArgumentError
 from deltaserve.names import check_name
 from deltaserve.v1 import models_pb2 as pb
@@ -82,6 +83,31 @@ def job_of(record: JobRecord, *, report: bool = True) -> pb.Job:
     if record.state == "succeeded":
         job.revision_name = f"models/{record.model}/revisions/{record.revision}"
     return job
+
+
+def routes_of(request: pb.SetAliasRequest) -> tuple[tuple[Route, ...], Shadow | None]:
+    """Returns what an alias is to be. Raises InvalidArgumentError when target and routes are both given."""
+    if request.target and request.routes:
+        raise InvalidArgumentError("target and routes are both set; expected one of them", field="routes")
+    routes = tuple(Route(route.target, route.weight) for route in request.routes)
+    if request.target:
+        routes = (Route(request.target),)
+    shadow = Shadow(request.shadow.target, request.shadow.share) if request.HasField("shadow") else None
+    return routes, shadow
+
+
+def version_of(version: AliasVersion) -> pb.AliasVersion:
+    """Returns a version of an alias as clients see it."""
+    message = pb.AliasVersion(
+        number=version.number,
+        routes=[pb.AliasRoute(target=route.target, weight=route.weight) for route in version.routes],
+        restores=version.restores,
+    )
+    if version.shadow is not None:
+        message.shadow.target, message.shadow.share = version.shadow.target, version.shadow.share
+    if version.time:
+        message.time.FromJsonString(version.time)
+    return message
 
 
 def revision_of(stored: StoredRevision) -> pb.Revision:

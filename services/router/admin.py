@@ -17,6 +17,7 @@ from services.router.forecasts import Forecast
 from services.router.link import WorkerLink
 from services.router.placer import Placer
 from services.router.plan import Placed
+from services.router.shadows import Shadows
 from services.router.targets import Targets
 
 if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
@@ -26,7 +27,8 @@ if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
 class AdminServicer(AdminServiceServicer):
     """See admin.proto."""
 
-    def __init__(self, targets: Targets, fleet: Fleet, placer: Placer) -> None:
+    def __init__(self, targets: Targets, fleet: Fleet, placer: Placer, shadows: Shadows) -> None:
+        self._shadows = shadows
         self._placer = placer
         self._targets = targets
         self._fleet = fleet
@@ -80,6 +82,28 @@ class AdminServicer(AdminServiceServicer):
                 )
                 told.time.FromNanoseconds(int(at * 1e9))
         return response
+
+    async def ListShadows(self, request: pb.ListShadowsRequest, context: Context) -> pb.ListShadowsResponse:
+        """Tells what shadows showed."""
+        return pb.ListShadowsResponse(
+            pairs=[
+                pb.ShadowPair(
+                    primary=primary,
+                    shadow=shadow,
+                    sampled=counts.sampled,
+                    skipped=counts.skipped,
+                    dropped=counts.dropped,
+                    failed=counts.failed,
+                    compared=counts.compared,
+                    identical=counts.identical,
+                    tokens_agreed=counts.tokens_agreed,
+                    diverged=counts.diverged,
+                    agreement=counts.agreement,
+                    mean_divergence=counts.mean_divergence,
+                )
+                for (primary, shadow), counts in sorted(self._shadows.pairs.items())
+            ]
+        )
 
 
 def _placed(place: Placed, forecast: Forecast, until: float | None) -> pb.PlacedRevision:

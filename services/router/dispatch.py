@@ -8,7 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from deltaserve import genai, telemetry
-from deltaserve.errors import BaseMismatchError, UnavailableError
+from deltaserve.errors import BaseMismatchError, DrainingError, UnavailableError
 from deltaserve.v1.inference_pb2 import STAGE_QUEUED, GenerateRequest, GenerateResponse, Progress
 from deltaserve.v1.inference_pb2 import Tier as TierValue
 from services.router.fleet import Fleet
@@ -89,7 +89,9 @@ class Dispatcher:
             flight.lost = worker, error
             about = {genai.WORKER: worker, genai.ERROR_TYPE: error.reason, "message": error.message}
             flight.span.add_event("left worker", about)
-            if flight.attempts >= _MOST_ATTEMPTS:
+            if isinstance(error, DrainingError):
+                flight.attempts -= 1  # a rollout that moves a long stream from worker to worker is no sign of a bad one
+            if flight.background or flight.attempts >= _MOST_ATTEMPTS:
                 self._metrics.left_worker("failed")
                 self._give_up(flight)
             else:

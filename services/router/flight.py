@@ -72,6 +72,7 @@ class Flight:
         waiting_since: when it last began to wait here.
         told: position in the queue that its client knows.
         lost: worker that it was on last, and why it is not any more.
+        background: whether it is a shadow: no client waits for it, so it is sent once only.
         carrier: the worker it is on; None while it waits here.
         summary: the worker's last frame, once it came.
         outlet: where frames go.
@@ -92,6 +93,7 @@ class Flight:
     waiting_since: float = 0.0
     told: int | None = None
     lost: tuple[str, DeltaServeError] | None = None
+    background: bool = False
     carrier: Carrier | None = None
     summary: Summary | None = None
     outlet: Outlet = field(init=False)

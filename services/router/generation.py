@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ from services.router.flight import Flight, StreamLimits, Target
 from services.router.metrics import RouterMetrics
 from services.router.rates import RateBook
 from services.router.settings import RouterSettings
+from services.router.shadows import Shadows
 from services.router.targets import Targets
 
 _RETRY_SECONDS = 2.0  # after which a client of a draining router finds another
+_LONGEST_KEY = 256  # characters
 
 # a client's own clock ends a call at its deadline, and the news of that may be here before ours has
 _DEADLINE_SLACK = 0.1
@@ -59,6 +62,8 @@ class Generations:
         self._targets = targets
         self._dispatcher = dispatcher
         self._rates = rates
+        self.shadows = Shadows(targets, dispatcher)
+        self.streams: Counter[str] = Counter()  # by revision, waiting ones included
         self._loop = asyncio.get_running_loop()
         self._running: set[str] = set()
         self._idle = asyncio.Event()
@@ -90,7 +95,7 @@ class Generations:
             check_request(request)
             with self._claimed(request):
                 span.set_attribute(genai.RESPONSE_ID, request.client_request_id)
-                target = await self._resolve(request.model, span)
+                target = await self._resolve(request, span)
                 counted.flight = flight = Flight(
                     id=request.client_request_id,
                     target=target,
@@ -111,10 +116,10 @@ class Generations:
         """Waits until nothing runs."""
         await self._idle.wait()
 
-    async def _resolve(self, model: str, span: Span) -> Target:
-        """Returns what a model's name stands for, and tells the request's span."""
-        with telemetry.span("resolve", parent=span, attributes={genai.REQUEST_MODEL: model}):
-            target = await self._targets.resolve(model)
+    async def _resolve(self, request: GenerateRequest, span: Span) -> Target:
+        """Returns what the request's model stands for, and tells the request's span."""
+        with telemetry.span("resolve", parent=span, attributes={genai.REQUEST_MODEL: request.model}):
+            target = await self._targets.resolve(request.model, request.sticky_key or request.client_request_id)
         span.set_attributes({genai.RESPONSE_MODEL: target.model, genai.REVISION: target.revision})
         return target
 
@@ -123,13 +128,25 @@ class Generations:
         self._rates.arrived(model, self._loop.time())
         flight.watch_queue_wait(self._loop)
         flight.outlet.put([_accepted(flight.id, flight.target)])
+        self.streams[flight.target.revision] += 1
+        self.shadows.make_room()
+        shadow = None
         try:
             self._dispatcher.enter(flight)
-            await flight.outlet.drain_to(write)
+            shadow = self.shadows.beside(flight)
+            await flight.outlet.drain_to(shadow.tapped(write) if shadow else write)
         finally:
+            if shadow is not None:
+                shadow.client_left()
+            self._forget_stream(flight.target.revision)
             flight.stop_clock()
             self._dispatcher.leave(flight)
             self._rates.ended(model)
+
+    def _forget_stream(self, revision: str) -> None:
+        self.streams[revision] -= 1
+        if not self.streams[revision]:
+            del self.streams[revision]
 
     def _expired(self, deadline: float | None) -> bool:
         return deadline is not None and self._loop.time() >= deadline - _DEADLINE_SLACK
@@ -178,6 +195,10 @@ def check_request(request: GenerateRequest) -> None:
         raise InvalidArgumentError(
             f"client_request_id has {len(request_id)} characters; expected at most 128, all printable",
             field="client_request_id",
+        )
+    if len(request.sticky_key) > _LONGEST_KEY:
+        raise InvalidArgumentError(
+            f"sticky_key has {len(request.sticky_key)} characters; expected at most {_LONGEST_KEY}", field="sticky_key"
         )
     if request.HasField("max_queue_wait") and request.max_queue_wait.ToNanoseconds() < 0:
         raise InvalidArgumentError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
     Call = grpc.aio.StreamStreamCall[bytes, bytes]
 Metadata = tuple[tuple[str, str | bytes], ...]
 Edit = Callable[[bytes], bytes]
+Check = Callable[[bytes], None]
 
 SERVICE = models_pb2.DESCRIPTOR.services_by_name["ModelService"]
 
@@ -34,10 +36,17 @@ class Passthrough:
     Args:
         address: host:port of the compressor; None: calls are refused.
         edits: what the router changes in responses, by method.
+        checks: what raises the error that the router refuses a request with, by method of a single request.
     """
 
-    def __init__(self, address: str | None, edits: Mapping[str, Edit]) -> None:
+    def __init__(
+        self,
+        address: str | None,
+        edits: Mapping[str, Edit],
+        checks: Mapping[str, Check] = MappingProxyType({}),
+    ) -> None:
         self._address = address
+        self._checks = checks
         self._edits = edits
         self._channel: grpc.aio.Channel | None = None
 
@@ -70,6 +79,8 @@ class Passthrough:
                 f"this router passes {method} on to no compressor; start it with --compressor HOST:PORT",
                 retry_seconds=None,
             )
+        if (check := self._checks.get(method)) is not None:
+            requests = await _checked(requests, check)
         call: Call = self._channel.stream_stream(f"/{SERVICE.full_name}/{method}")(
             timeout=context.time_remaining(), metadata=_end_to_end(context.invocation_metadata())
         )
@@ -102,6 +113,19 @@ async def _pump(requests: AsyncIterable[bytes], call: Call) -> None:
     async for request in requests:
         await call.write(request)
     await call.done_writing()
+
+
+async def _checked(requests: AsyncIterable[bytes], check: Check) -> AsyncIterable[bytes]:
+    """Returns the requests, all read, once none of them is refused."""
+    read = [request async for request in requests]
+    for request in read:
+        check(request)
+    return _stream(read)
+
+
+async def _stream(requests: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for request in requests:
+        yield request
 
 
 def _end_to_end(metadata: Any, keep: str = "") -> Metadata:

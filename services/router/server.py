@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator
 import grpc
 
 from deltaserve.catalog import Catalog
+from deltaserve.errors import PreconditionError
 from deltaserve.metrics import exposed
 from deltaserve.rpc.servers import Host, serving
 from deltaserve.store import Store
 from deltaserve.v1 import admin_pb2, inference_pb2
 from deltaserve.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from deltaserve.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
-from deltaserve.v1.models_pb2 import GetRevisionResponse
+from deltaserve.v1.models_pb2 import DeleteRevisionRequest, GetRevisionResponse
 from services.router.admin import AdminServicer
 from services.router.discovery import Discovery
 from services.router.dispatch import Dispatcher
@@ -63,7 +64,11 @@ class Router:
         self.rates = RateBook(asyncio.get_running_loop().time())
         self.targets = Targets(self.catalog, self.fleet)
         self.generations = Generations(settings, self.targets, self.dispatcher, self.rates, self.metrics)
-        self.models = Passthrough(settings.compressor, {"GetRevision": lambda data: with_residency(data, self.fleet)})
+        self.models = Passthrough(
+            settings.compressor,
+            {"GetRevision": lambda data: with_residency(data, self.fleet)},
+            {"DeleteRevision": lambda data: check_idle(data, self.generations, self.fleet)},
+        )
         self.inference = InferenceServicer(self.generations, self.targets, self.fleet, self.catalog, self.rates)
         self.http_port: int | None = None
         self.metrics_port = 0
@@ -94,7 +99,7 @@ class Router:
             finally:
                 for task in self._tasks:
                     task.cancel()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await asyncio.gather(*self._tasks, self.generations.shadows.close(), return_exceptions=True)
 
     async def until(self, stop: asyncio.Event) -> None:
         """Waits for `stop`; raises what a part of the router failed with, if one does."""
@@ -130,7 +135,9 @@ class Router:
 
     def _register(self, server: grpc.aio.Server) -> None:
         add_InferenceServiceServicer_to_server(self.inference, server)
-        add_AdminServiceServicer_to_server(AdminServicer(self.targets, self.fleet, self.placer), server)
+        add_AdminServiceServicer_to_server(
+            AdminServicer(self.targets, self.fleet, self.placer, self.generations.shadows), server
+        )
         self.models.register(server)
 
 
@@ -151,3 +158,22 @@ def with_residency(data: bytes, fleet: Fleet) -> bytes:
         r for link in fleet.links() for r in link.report.residency if r.revision == wanted
     )
     return response.SerializeToString()
+
+
+def check_idle(data: bytes, generations: Generations, fleet: Fleet) -> None:
+    """Raises PreconditionError when a serialised DeleteRevisionRequest, not forced, names a revision that streams use.
+
+    Streams of this router count, waiting ones included, and those of others that workers report.
+    """
+    request = DeleteRevisionRequest.FromString(data)
+    parts = request.name.split("/")
+    if request.force or len(parts) != 4:
+        return
+    revision = f"{parts[1]}@{parts[3]}"
+    reported = sum(r.in_use for link in fleet.links() for r in link.report.residency if r.revision == revision)
+    if streams := max(generations.streams[revision], reported):
+        raise PreconditionError(
+            f"{streams} streams use {revision}; wait for their end, or force it: they go on to their end, but none can "
+            "move to another worker any more",
+            streams=streams,
+        )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
     SessionCall = grpc.aio.StreamStreamCall[SessionRequest, SessionResponse]
 
 _WELCOME_SECONDS = 5.0
-_SILENCE_SECONDS = 5.0  # workers report at least once a second
+_SILENCE_SECONDS = 2.5  # workers report at least once a second
 
 
 class Session:
@@ -40,7 +40,7 @@ class Session:
         """Calls `handle` with what the worker says until it ends the stream.
 
         Raises:
-            UnavailableError: the worker said nothing for five seconds.
+            UnavailableError: the worker said nothing for two and a half seconds.
             grpc.aio.AioRpcError: the stream broke.
         """
         loop = asyncio.get_running_loop()

@@ -154,7 +154,22 @@ class PeerModels(models_pb2_grpc.ModelServiceServicer):
 
     async def SetAlias(self, request: Any, context: Any) -> models_pb2.SetAliasResponse:
         self.settings.append(request)
-        return models_pb2.SetAliasResponse()
+        return models_pb2.SetAliasResponse(version=7)
+
+    async def RollbackAlias(self, request: Any, context: Any) -> models_pb2.RollbackAliasResponse:
+        self.settings.append(request)
+        routes = [models_pb2.AliasRoute(target="french@1", weight=1)]
+        return models_pb2.RollbackAliasResponse(
+            version=models_pb2.AliasVersion(number=8, routes=routes, restores=request.version or 5)
+        )
+
+    async def ListAliases(self, request: Any, context: Any) -> models_pb2.ListAliasesResponse:
+        routes = [models_pb2.AliasRoute(target=f"french@{n}", weight=w) for n, w in ((1, 3), (2, 1))]
+        shadow = models_pb2.AliasShadow(target="french@3", share=0.2)
+        versions = [models_pb2.AliasVersion(number=2, routes=routes, shadow=shadow)]
+        if request.history:
+            versions.append(models_pb2.AliasVersion(number=1, routes=routes[:1]))
+        return models_pb2.ListAliasesResponse(aliases=[models_pb2.Alias(alias="fr", versions=versions)])
 
     async def PinModel(self, request: Any, context: Any) -> models_pb2.PinModelResponse:
         self.settings.append(request)
@@ -185,6 +200,13 @@ class PeerAdmin(admin_pb2_grpc.AdminServiceServicer):
     async def PlaceRevision(self, request: Any, context: Any) -> admin_pb2.PlaceRevisionResponse:
         self.orders.append(request)
         return admin_pb2.PlaceRevisionResponse()
+
+    async def ListShadows(self, request: Any, context: Any) -> admin_pb2.ListShadowsResponse:
+        pair = admin_pb2.ShadowPair(
+            primary="french@1", shadow="french@2", sampled=9, compared=4, identical=3, tokens_agreed=99, diverged=1,
+            agreement=0.99, mean_divergence=12.0, skipped=5,
+        )  # fmt: skip
+        return admin_pb2.ListShadowsResponse(pairs=[pair])
 
     async def GetPlacement(self, request: Any, context: Any) -> admin_pb2.GetPlacementResponse:
         answer = admin_pb2.GetPlacementResponse(digest="d1")

@@ -9,6 +9,7 @@ import msgspec
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 Priority = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**31 - 1)]
 RequestId = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,120}\Z")]  # it goes into a header
+StickyKey = Annotated[str, msgspec.Meta(max_length=256)]
 TopK = Annotated[int, msgspec.Meta(ge=-1, le=2**32 - 1)]  # other servers write -1 for all
 
 
@@ -66,10 +67,12 @@ class Options(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     skip_special_tokens: bool | None = None
     priority: Priority | None = None
     request_id: RequestId | None = None
+    sticky_key: StickyKey | None = None
     max_queue_wait: Annotated[float, msgspec.Meta(ge=0, le=1e6)] | None = None
 
+    user: str | None = None  # the sticky key of those who set none
+
     # accepted without effect: they concern accounts and caches of OpenAI
-    user: str | None = None
     metadata: Any = None
     store: bool | None = None
     service_tier: str | None = None

@@ -102,6 +102,7 @@ def _request(options: Options, max_tokens: int | None, top_logprobs: int | None)
             skip_special_tokens=options.skip_special_tokens,
         ),
         priority=options.priority,
+        sticky_key=options.sticky_key or (options.user or "")[:256],
     )
     if options.max_queue_wait is not None:
         request.max_queue_wait.FromNanoseconds(int(options.max_queue_wait * 1e9))

@@ -16,6 +16,7 @@ from deltaserve.errors import DeltaServeError, InternalError, NotFoundError
 from deltaserve.names import parse_revision
 from deltaserve.v1 import inference_pb2 as pb
 from deltaserve.v1 import worker_pb2 as wpb
+from services.worker.front.backoff import Backoff
 from services.worker.front.disk import DiskCache, total_bytes
 from services.worker.front.reports import Transfers
 from services.worker.front.revisions import PublishedDelta
@@ -97,6 +98,7 @@ class Deltas:
         self._tasks: set[asyncio.Task[None]] = set()
         self._memory: dict[str, DeltaUse] = {}
         self._pinned: set[str] = set()
+        self._backoff = Backoff()
 
     def tier(self, revision: str) -> pb.Tier.ValueType:
         """Returns the hottest tier that holds a revision."""
@@ -106,7 +108,10 @@ class Deltas:
         return pb.TIER_STORE if self._disk.manifest(parse_revision(revision)) is None else pb.TIER_DISK
 
     def bring(self, delta: PublishedDelta) -> Arrival | None:
-        """Starts the way of a revision to memory, or joins the one under way; None when it is there."""
+        """Starts the way of a revision to memory, or joins the one under way; None when it is there.
+
+        Raises what it failed with before, while it is left alone for that (see Backoff).
+        """
         name = str(delta.name)
         if name in self._memory:
             return None
@@ -121,7 +126,7 @@ class Deltas:
             self._start(delta, to_memory=False)
 
     def wanted(self, delta: PublishedDelta) -> None:
-        """Answers the engine, which lacks a delta that it needs."""
+        """Answers the engine, which lacks a delta that it needs. Raises as `bring`."""
         name = str(delta.name)
         self._memory.pop(name, None)
         arrival = self._arrivals.get(name)
@@ -159,6 +164,7 @@ class Deltas:
         else:
             before, decoded = self._memory.get(name), message.state == "decoded"
             in_use = before.in_use if before else 0
+            self._backoff.succeeded(name)
             self._memory[name] = DeltaUse(revision=name, bytes=message.bytes, in_use=in_use, decoded=decoded)
         if arrival is not None and arrival.folder is not None:
             if message.load_seconds:
@@ -194,7 +200,7 @@ class Deltas:
         """Forgets what was in the engine's memory; arrivals under way fail."""
         self._memory.clear()
         for name in list(self._arrivals):
-            self._fail(name, error)
+            self._give_up(name, error)
 
     async def close(self) -> None:
         """Stops all downloads."""
@@ -205,6 +211,7 @@ class Deltas:
 
     def _start(self, delta: PublishedDelta, to_memory: bool = True) -> Arrival:
         name = str(delta.name)
+        self._backoff.check(name, time.monotonic())
         arrival = Arrival(name, self.tier(name), total_bytes(delta.manifest), to_memory)
         self._arrivals[name] = arrival
         self._spawn(self._bring(arrival, delta))
@@ -243,6 +250,13 @@ class Deltas:
         self._send(Load(name, str(folder), name in self._pinned))
 
     def _fail(self, name: str, error: DeltaServeError) -> None:
+        if not isinstance(error, errors.QuotaError):  # that says nothing of the delta
+            seconds = self._backoff.failed(name, error, time.monotonic())
+            if seconds:
+                log.warning("delta %s failed again and is left alone for %g s: %s", name, seconds, error.message)
+        self._give_up(name, error)
+
+    def _give_up(self, name: str, error: DeltaServeError) -> None:
         self._memory.pop(name, None)
         self._finish(name)
         self._failed(name, error)

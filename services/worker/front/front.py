@@ -260,11 +260,10 @@ class Front:
     async def _answer_wanted(self, revision: str) -> None:
         try:
             found = await self._revisions.get(revision)
+            if found.delta is not None:
+                self._deltas.wanted(found.delta)
         except DeltaServeError as error:
             self._delta_failed(revision, error)
-            return
-        if found.delta is not None:
-            self._deltas.wanted(found.delta)
 
     def _run_errand(self, errand: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(errand)

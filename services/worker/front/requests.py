@@ -11,7 +11,7 @@ import time
 from opentelemetry.trace import Span, SpanKind
 
 from deltaserve import genai, telemetry
-from deltaserve.errors import DeltaServeError, InternalError, UnavailableError, WorkerLostError
+from deltaserve.errors import DeltaServeError, DrainingError, InternalError, UnavailableError, WorkerLostError
 from deltaserve.v1.worker_pb2 import Submit
 from services.worker.front.deltas import Arrival, Deltas
 from services.worker.front.outbox import Outbox
@@ -121,7 +121,7 @@ class Requests:
         """Ends all requests because the worker leaves; they may go on elsewhere."""
         for request in self._tasks.values():
             request.fail(
-                WorkerLostError(
+                DrainingError(
                     f"worker {self._worker} is shutting down; the request had {request.tokens} output tokens",
                     tokens_emitted=request.tokens,
                     worker=self._worker,

@@ -121,6 +121,25 @@ def test_settings(run: Run, peer: Any) -> None:
     assert len(peer.admin.orders) == 2
 
 
+def test_aliases_canaries_and_shadows(run: Run, peer: Any) -> None:
+    split = run("alias", "fr", "french@1=3", "french@2=1", "--shadow", "french@3", "--share", "0.2", "--expect", "6")
+    assert split == (0, "fr -> french@1 (75.0%), french@2 (25.0%), shadowed by french@3 (20.0%)\n", "")
+    assert run("rollback", "fr", "--to", "5")[:2] == (0, "fr -> french@1 (version 5 again, now 8)\n")
+    request, rollback = peer.models.settings
+    assert {route.target: route.weight for route in request.routes} == {"french@1": 3, "french@2": 1}
+    assert (request.shadow.target, request.shadow.share, request.expected_version) == ("french@3", 0.2, 6)
+    assert rollback.version == 5
+    assert "french@1 (75.0%), french@2 (25.0%)" in run("aliases")[1]
+    assert len(json.loads(run("aliases", "fr", "--json")[1])[0]["versions"]) == 2
+    out = run("shadows")[1]
+    for said in ("99.00%", "75.0%", "12.0 tokens", "5 no room"):
+        assert said in out
+    assert json.loads(run("shadows", "--json")[1])[0]["primary"] == "french@1"
+    assert run("alias", "fr", "french@1=many")[0] == 1
+    assert run("delete", "french@1", "--yes", "--force")[0] == 0
+    assert peer.models.settings[-1].force
+
+
 def test_upload_compresses_and_publishes(run: Run, peer: Any, checkpoint: Path, tmp_path: Path) -> None:
     evaluation = tmp_path / "labelled.jsonl"
     evaluation.write_text('{"prompt": "a", "targets": ["b"]}\n')

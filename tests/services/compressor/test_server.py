@@ -114,6 +114,46 @@ async def test_aliases_pins_and_deletion(client: Any, packed_folder: Path, store
     assert json.loads(stored()["settings/pins/m/000000.json"]) == {"pinned": True}
 
 
+async def test_aliases_have_versions_to_go_back_to(client: Any, packed_folder: Path, stored: Stored) -> None:
+    stub = client.stub
+    uri = await client.upload(packed_folder)
+    for job_id in ("j1", "j2", "j3"):
+        await client.create_job(uri, job_id=job_id)
+        assert (await client.watch(job_id))[-1].state == pb.JOB_STATE_SUCCEEDED
+    canary = [pb.AliasRoute(target="m@1", weight=9), pb.AliasRoute(target="m@2", weight=1)]
+    shadow = pb.AliasShadow(target="m@3", share=0.5)
+    assert (await stub.SetAlias(pb.SetAliasRequest(alias="prod", target="m@1"))).version == 1
+    request = pb.SetAliasRequest(alias="prod", routes=canary, shadow=shadow, expected_version=1)
+    assert (await stub.SetAlias(request)).version == 2
+    assert isinstance(await client.refused(stub.SetAlias(request)), errors.PreconditionError)  # not version 1 any more
+    for used in (1, 2, 3):  # by a route, another, the shadow
+        name = f"models/m/revisions/{used}"
+        refused = await client.refused(stub.DeleteRevision(pb.DeleteRevisionRequest(name=name)))
+        assert isinstance(refused, errors.PreconditionError)
+        assert refused.metadata == {"alias": "prod"}
+    back = (await stub.RollbackAlias(pb.RollbackAliasRequest(alias="prod"))).version
+    assert (back.number, back.restores, [r.target for r in back.routes]) == (3, 1, ["m@1"])
+    assert isinstance(await client.refused(stub.RollbackAlias(pb.RollbackAliasRequest(alias="prod"))),
+                      errors.PreconditionError)  # fmt: skip
+    again = (await stub.RollbackAlias(pb.RollbackAliasRequest(alias="prod", version=2))).version
+    assert (list(again.routes), again.shadow, again.restores) == (canary, shadow, 2)
+    (told,) = (await stub.ListAliases(pb.ListAliasesRequest(history=True))).aliases
+    assert [v.number for v in told.versions] == [4, 3, 2, 1]
+    assert told.versions[0] == again
+    assert isinstance(await client.refused(stub.ListAliases(pb.ListAliasesRequest(alias="x"))), errors.NotFoundError)
+
+    await stub.PinModel(pb.PinModelRequest(model="m", pinned=True))
+    await stub.SetAlias(pb.SetAliasRequest(alias="prod", target="m@2"))
+    newest = pb.DeleteRevisionRequest(name="models/m/revisions/3")
+    assert "pinned" in (await client.refused(stub.DeleteRevision(newest))).message
+    for number in (3, 2):
+        await stub.DeleteRevision(pb.DeleteRevisionRequest(name=f"models/m/revisions/{number}", force=True))
+    gone = await client.refused(stub.RollbackAlias(pb.RollbackAliasRequest(alias="prod", version=5)))
+    assert "m@2, which is not published" in gone.message
+    with_both = pb.SetAliasRequest(alias="prod", target="m@1", routes=canary)
+    assert isinstance(await client.refused(stub.SetAlias(with_both)), errors.InvalidArgumentError)
+
+
 async def test_jobs_are_listed_newest_first_by_page(client: Any, packed_folder: Path) -> None:
     uri = await client.upload(packed_folder)
     for number in range(5):

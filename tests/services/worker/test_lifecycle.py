@@ -85,7 +85,7 @@ async def test_grace_is_finite(start_worker: StartWorker, connect: Any, ask: Any
     await peer.wait(names[-1], lambda s: len(s.tokens()) > 2)
     worker.process.send_signal(signal.SIGTERM)
     stream = await peer.wait(names[-1])
-    assert isinstance(stream.error, WorkerLostError)
+    assert isinstance(stream.error, DrainingError)
     assert int(stream.error.metadata["tokens_emitted"]) == len(stream.tokens())
     assert await asyncio.to_thread(worker.process.wait, 20) == 0
 

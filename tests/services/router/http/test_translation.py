@@ -48,6 +48,7 @@ def test_every_parameter_has_its_place() -> None:
         response=pb.ResponseOptions(top_logprobs=2, token_bytes=True, skip_special_tokens=False),
         priority=-2,
         add_special_tokens=False,
+        sticky_key="u",
     )  # fmt: skip
     expected.max_queue_wait.FromMilliseconds(1500)
     assert request == expected

@@ -113,6 +113,26 @@ async def test_what_the_engine_refuses_fails(scene: Scene, code: str, expected: 
     assert (scene.disk.entries() == {}) == (expected is DataLossError)  # bad bytes are fetched anew
 
 
+async def test_a_delta_that_keeps_failing_is_not_fetched_for_every_request(scene: Scene) -> None:
+    for _ in range(3):
+        await scene.arrive()
+        scene.answer("failed", error="no good", error_code="CHECKSUM_MISMATCH")
+        await asyncio.sleep(0.05)  # until it is off the disk
+    sent = len(scene.sent)
+    with pytest.raises(DataLossError, match="no good"):
+        scene.deltas.bring(await scene.delta())
+    with pytest.raises(DataLossError):
+        scene.deltas.wanted(await scene.delta())
+    assert len(scene.sent) == sent
+
+
+async def test_an_engine_that_dies_is_no_fault_of_its_deltas(scene: Scene) -> None:
+    for _ in range(5):
+        await scene.arrive()
+        scene.deltas.engine_lost(WorkerLostError("died"))
+    await scene.arrive()
+
+
 async def test_orders(scene: Scene) -> None:
     scene.deltas.pin(await scene.delta(), True)
     await scene.arrive()
