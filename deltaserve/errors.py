@@ -179,6 +179,12 @@ class DrainingError(UnavailableError):
     reason = "DRAINING"
 
 
+class OverloadedError(UnavailableError):
+    """The queue is full, or the request would wait there for longer than its caller does."""
+
+    reason = "OVERLOADED"
+
+
 class WorkerLostError(UnavailableError):
     """The worker died mid-stream; metadata `tokens_emitted` says how far the stream was."""
 
@@ -190,6 +196,20 @@ class DeadlineError(DeltaServeError):
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
+
+
+class UnauthenticatedError(DeltaServeError):
+    """The call carries no API key, or none that is known."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(DeltaServeError):
+    """The API key may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
 
 
 class OffsetError(DeltaServeError):

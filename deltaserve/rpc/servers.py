@@ -57,7 +57,11 @@ class Host:
 
 @contextlib.asynccontextmanager
 async def serving(
-    address: str, register: Callable[[grpc.aio.Server], None], service_names: Sequence[str], grace_seconds: float = 5.0
+    address: str,
+    register: Callable[[grpc.aio.Server], None],
+    service_names: Sequence[str],
+    grace_seconds: float = 5.0,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> AsyncIterator[Host]:
     """Runs a server while the block runs; NOT_SERVING until `set_serving(True)`.
 
@@ -68,11 +72,12 @@ async def serving(
         register: adds the servicers to the server.
         service_names: full names, for health and reflection.
         grace_seconds: see above.
+        interceptors: asked before handlers; errors of handlers become statuses before they come here.
 
     Raises:
         UnavailableError: the address cannot be bound.
     """
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(), TraceInterceptor()], options=_OPTIONS)
+    server = grpc.aio.server(interceptors=[*interceptors, ErrorInterceptor(), TraceInterceptor()], options=_OPTIONS)
     register(server)
     health = aio_health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

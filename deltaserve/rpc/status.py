@@ -25,6 +25,8 @@ _BY_CODE: dict[grpc.StatusCode, type[DeltaServeError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: errors.DeadlineError,
     grpc.StatusCode.OUT_OF_RANGE: errors.OffsetError,
     grpc.StatusCode.DATA_LOSS: errors.DataLossError,
+    grpc.StatusCode.UNAUTHENTICATED: errors.UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: errors.PermissionDeniedError,
 }
 
 

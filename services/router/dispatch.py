@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -11,14 +10,16 @@ from deltaserve import genai, telemetry
 from deltaserve.errors import BaseMismatchError, DrainingError, UnavailableError
 from deltaserve.v1.inference_pb2 import STAGE_QUEUED, GenerateRequest, GenerateResponse, Progress
 from deltaserve.v1.inference_pb2 import Tier as TierValue
+from services.router.admission.fair import Claim
+from services.router.admission.gate import Gate, check_wait
 from services.router.fleet import Fleet
 from services.router.flight import Flight
 from services.router.link import WorkerLink
 from services.router.metrics import RouterMetrics
 from services.router.prefixes import Prefixes, marks_of
-from services.router.rates import SHORT_SECONDS, ArrivalRate
-from services.router.routing import choose
+from services.router.routing import WorkerView, choose, has_room
 from services.router.settings import RouterSettings
+from services.router.waiting import Line, Lines
 
 log = logging.getLogger(__name__)
 
@@ -27,56 +28,68 @@ _MOST_ATTEMPTS = 3  # a request that was on three workers as they died may be wh
 
 
 class Dispatcher:
-    """Holds requests by priority and arrival until a worker has room; sends them on, again if a worker is lost early.
+    """Holds requests in fair order until a worker has room; sends them on, again if a worker is lost early.
 
     Everything but `run` is synchronous: whoever changes something calls `dispatch`.
+
+    Attributes:
+        fleet: the workers.
+        gate: what requests have to pass.
     """
 
-    def __init__(self, settings: RouterSettings, metrics: RouterMetrics) -> None:
+    def __init__(self, settings: RouterSettings, metrics: RouterMetrics, gate: Gate | None = None) -> None:
         self._metrics = metrics
-        self.fleet = Fleet(settings.name, self)
         self._settings = settings
-        self._waiting: list[Flight] = []
-        self._prefixes = Prefixes()
         self._loop = asyncio.get_running_loop()
-        self._done = ArrivalRate(SHORT_SECONDS, self._loop.time())
+        self.fleet = Fleet(settings.name, self)
+        self.gate = gate or Gate(settings.queue_limits(), settings.key_book(), self._loop.time())
+        self._lines = Lines(self.gate)
+        self._prefixes = Prefixes()
 
     @property
     def waiting(self) -> int:
         """Requests that wait here."""
-        return len(self._waiting)
+        return len(self._lines)
 
     def enter(self, flight: Flight) -> None:
         """Takes a request: it is sent to a worker now or later.
 
         Raises:
-            UnavailableError: the queue is full.
+            QuotaError: a quota of its key or model is used up, or its key has too much waiting.
+            OverloadedError: the queue is full, or its turn would come too late for it.
             BaseMismatchError: there are workers, but none ever served the base that the request needs.
         """
         self._check_base(flight)
-        if len(self._waiting) >= self._settings.max_queue:
-            eta = self._eta(len(self._waiting))
-            raise UnavailableError(
-                f"{len(self._waiting)} requests are waiting (limit {self._settings.max_queue}); try again later",
-                retry_seconds=max(1.0, eta or 1.0),
-                waiting=len(self._waiting),
-            )
-        self._queue(flight)
+        line, now = self._lines.of(flight), self._loop.time()
+        claim = self.gate.claim(flight.caller, flight.target.model, flight.size, flight.request.priority)
+        self.gate.check(flight.caller, claim, now)
+        views = [link.view() for link in self.fleet.serving(flight.target.base_fingerprint)]
+        position = line.queue.ahead(claim)
+        expected = line.expected(position, views)
+        if position or not any(has_room(view, self._settings.worker_backlog) for view in views):
+            self.gate.check_lines(flight.caller, claim, expected, now)
+            if self.gate.is_full(len(self._lines)):
+                self._displace(line, claim, expected)
+        check_wait(expected, None if flight.patience is None else flight.patience - now)
+        self.gate.take(flight.caller, claim, now)
+        flight.claim = claim
+        line.push(flight, claim, now)
         self.dispatch()
-        if flight.carrier is None:
-            self._tell(flight, self._waiting.index(flight))
+        if flight.carrier is None and not flight.outlet.closed:
+            self._tell(flight, position, expected)
 
     def leave(self, flight: Flight) -> None:
         """Forgets a request that has ended, for whatever reason; its worker is told if it still works on it."""
-        if flight.carrier is None:
-            if flight in self._waiting:
-                self._waiting.remove(flight)
-                told = {genai.WAITING: len(self._waiting) + 1}
-                telemetry.record("queue", flight.span, flight.waiting_since, self._loop.time(), told)
-            return
+        if flight.claim is None:
+            return  # was not admitted
+        line, now = self._lines.of(flight), self._loop.time()
+        if flight in line.queue:
+            told = {genai.WAITING: len(self._lines)}
+            line.drop(flight, now)
+            telemetry.record("queue", flight.span, flight.waiting_since, now, told)
         if isinstance(flight.carrier, WorkerLink):
             flight.carrier.abort(flight)
-        self._done.add(self._loop.time())
+        self._settle(flight, line, now)
         self.dispatch()
 
     def changed(self) -> None:
@@ -103,18 +116,14 @@ class Dispatcher:
 
     def dispatch(self) -> None:
         """Sends every waiting request that some worker has room for, in order."""
-        full: set[str] = set()  # bases without room: later requests of theirs need not be tried
-        for flight in list(self._waiting):
-            base = flight.target.base_fingerprint
-            if base in full:
-                continue
-            link = self._pick(flight)
-            if link is None:
-                full.add(base)
-                continue
-            waiting = len(self._waiting)
-            self._waiting.remove(flight)
-            self._submit(flight, link, waiting)
+        for line in self._lines:
+            while (flight := line.queue.peek()) is not None:
+                link = self._pick(flight)
+                if link is None:
+                    break  # nor is there room for another of the same base
+                waiting = len(self._lines)
+                line.drop(flight, self._loop.time(), served=True)
+                self._submit(flight, link, waiting)
 
     def _submit(self, flight: Flight, link: WorkerLink, waiting: int) -> None:
         """Sends a flight to a worker, and tells of its wait."""
@@ -135,12 +144,15 @@ class Dispatcher:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             now = self._loop.time()
-            for position, flight in enumerate(list(self._waiting)):
-                if self.fleet.serving(flight.target.base_fingerprint):
-                    self._tell(flight, position)
-                elif now - flight.waiting_since > self._settings.no_worker_seconds:
-                    self._waiting.remove(flight)
-                    self._give_up(flight)
+            for line in self._lines:
+                views: list[WorkerView] | None = None
+                for position, flight in enumerate(line.queue.order()):
+                    if links := self.fleet.serving(flight.target.base_fingerprint):
+                        views = views or [link.view() for link in links]
+                        self._tell(flight, position, line.expected(position, views))
+                    elif now - flight.waiting_since > self._settings.no_worker_seconds:
+                        line.drop(flight, now)
+                        self._give_up(flight)
 
     def _pick(self, flight: Flight) -> WorkerLink | None:
         links = {link.name: link for link in self.fleet.serving(flight.target.base_fingerprint)}
@@ -156,22 +168,42 @@ class Dispatcher:
         return links[chosen.name]
 
     def _queue(self, flight: Flight) -> None:
-        flight.waiting_since = self._loop.time()
-        bisect.insort(self._waiting, flight, key=lambda f: f.order)
+        if flight.claim is not None:
+            self._lines.of(flight).push(flight, flight.claim, self._loop.time())
 
-    def _tell(self, flight: Flight, position: int) -> None:
+    def _displace(self, line: Line, claim: Claim, expected: float | None) -> None:
+        """Makes room in a full queue for a request that has more right to it than the last of another key."""
+        victim = line.queue.crowder(claim)
+        error = self.gate.full(len(self._lines), expected)
+        if victim is None:
+            raise error
+        line.drop(victim, self._loop.time())
+        victim.fail(error)
+
+    def _settle(self, flight: Flight, line: Line, now: float) -> None:
+        if flight.claim is None:
+            return
+        size, model = flight.size, flight.claim.model
+        used = flight.output.tokens
+        if flight.summary is not None:
+            usage = flight.summary.usage
+            used = usage.prompt_tokens + usage.completion_tokens
+            self.gate.learn(model, size, usage.prompt_tokens, usage.completion_tokens)
+        elif flight.prefilled is not None:
+            used += round(self.gate.prompt_tokens(model, size))
+        self.gate.settle(flight.caller, flight.claim, used, now)
+        if flight.attempts:
+            line.queue.settle(flight.claim, used)
+            line.throughput.ended(now)
+
+    def _tell(self, flight: Flight, position: int, eta: float | None) -> None:
         if flight.told == position or flight.output.started:
             return
         flight.told = position
         progress = Progress(stage=STAGE_QUEUED, position=position)
-        eta = self._eta(position)
         if eta is not None:
             progress.eta.FromNanoseconds(int(eta * 1e9))
         flight.outlet.put([GenerateResponse(progress=progress)])
-
-    def _eta(self, position: int) -> float | None:
-        rate = self._done.rate(self._loop.time())
-        return (position + 1) / rate if rate > 0.01 else None
 
     def _check_base(self, flight: Flight) -> None:
         known = self.fleet.bases()

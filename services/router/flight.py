@@ -14,6 +14,9 @@ from deltaserve import genai, telemetry
 from deltaserve.errors import DeadlineError, DeltaServeError, WorkerLostError
 from deltaserve.v1.inference_pb2 import STAGE_PREFILL, GenerateRequest, GenerateResponse, Summary
 from deltaserve.v1.worker_pb2 import Submit
+from services.router.admission.estimates import Size
+from services.router.admission.fair import Claim
+from services.router.admission.keys import ANONYMOUS, Caller
 from services.router.outlet import Outlet
 from services.router.output import Output
 
@@ -65,6 +68,8 @@ class Flight:
         arrived: when it came.
         deadline: of the call; None: none.
         span: of the request.
+        caller: whose request it is.
+        claim: what it was admitted with; None before.
         wire_id: its name on the Session; new for each attempt, so that late output of another is not taken for it.
         attempts: workers it was sent to.
         output: what went to the outlet.
@@ -86,6 +91,8 @@ class Flight:
     arrived: float
     deadline: float | None = None
     span: Span = INVALID_SPAN
+    caller: Caller = ANONYMOUS
+    claim: Claim | None = None
     wire_id: str = ""
     attempts: int = 0
     output: Output = field(default_factory=Output)
@@ -104,9 +111,19 @@ class Flight:
         self.outlet = Outlet(limits.buffer_bytes, limits.patience, flush_seconds, self._pause)
 
     @property
-    def order(self) -> tuple[int, float]:
-        """Sort key: higher priority first, then arrival."""
-        return (-self.request.priority, self.arrived)
+    def size(self) -> Size:
+        """What is known of how many tokens it takes."""
+        request = self.request
+        most = request.stopping.max_tokens if request.stopping.HasField("max_tokens") else None
+        return Size(len(request.token_ids.ids), _characters(request), most, max(1, request.sampling.n))
+
+    @property
+    def patience(self) -> float | None:
+        """Time of the loop's clock until which its caller waits for the first prefill; None: for ever."""
+        limits = [] if self.deadline is None else [self.deadline]
+        if self.request.HasField("max_queue_wait") and self.prefilled is None:
+            limits.append(self.arrived + self.request.max_queue_wait.ToTimedelta().total_seconds())
+        return min(limits, default=None)
 
     def watch_queue_wait(self, loop: asyncio.AbstractEventLoop) -> None:
         """Holds the request to its max_queue_wait, wherever it waits."""
@@ -180,3 +197,9 @@ class Flight:
 
 def _is_computing(frame: GenerateResponse) -> bool:
     return not frame.HasField("progress") or frame.progress.stage == STAGE_PREFILL
+
+
+def _characters(request: GenerateRequest) -> int:
+    if request.HasField("chat"):
+        return sum(len(message.content) + len(message.role) for message in request.chat.messages)
+    return len(request.text)

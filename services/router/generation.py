@@ -15,6 +15,7 @@ from opentelemetry.trace import Span, SpanKind
 from deltaserve import genai, telemetry
 from deltaserve.errors import AlreadyExistsError, DrainingError, InvalidArgumentError
 from deltaserve.v1.inference_pb2 import Accepted, GenerateRequest, GenerateResponse
+from services.router.admission.keys import ANONYMOUS, Caller
 from services.router.dispatch import Dispatcher
 from services.router.flight import Flight, StreamLimits, Target
 from services.router.metrics import RouterMetrics
@@ -70,7 +71,18 @@ class Generations:
         self._idle.set()
         self._refusing = False
 
-    async def run(self, request: GenerateRequest, write: Write, remaining: float | None, parent: str | None) -> None:
+    def caller(self, authorization: str | None) -> Caller:
+        """Returns who sends a request with such an `authorization`; raises UnauthenticatedError."""
+        return self._dispatcher.gate.quotas.book.caller(authorization)
+
+    async def run(
+        self,
+        request: GenerateRequest,
+        write: Write,
+        remaining: float | None,
+        parent: str | None,
+        caller: Caller = ANONYMOUS,
+    ) -> None:
         """Runs a request until its stream ends; however that happens, its worker is told.
 
         Args:
@@ -78,6 +90,7 @@ class Generations:
             write: takes a frame, and returns when the connection took it.
             remaining: seconds until the call's deadline; None: there is none.
             parent: traceparent of the client.
+            caller: whose request it is.
 
         Raises:
             DeltaServeError: the status the stream ends with.
@@ -105,6 +118,7 @@ class Generations:
                     arrived=arrived,
                     deadline=deadline,
                     span=span,
+                    caller=caller,
                 )
                 await self._fly(flight, write)
 

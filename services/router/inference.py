@@ -42,7 +42,10 @@ class InferenceServicer(InferenceServiceServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """Writes frames itself: a generator could not be stopped while a slow client holds up a write."""
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-        await self._generations.run(request, context.write, context.time_remaining(), metadata.get("traceparent"))
+        caller = self._generations.caller(metadata.get("authorization"))
+        await self._generations.run(
+            request, context.write, context.time_remaining(), metadata.get("traceparent"), caller
+        )
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Context) -> pb.TokenizeResponse:
         """Asks the worker that would serve the model."""

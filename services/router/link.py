@@ -189,6 +189,7 @@ class WorkerLink:
             max_running=welcome.max_running,
             step_seconds=report.step_time.ToNanoseconds() / 1e9,
             service_seconds=report.service_time.ToNanoseconds() / 1e9 or self._service_seconds,
+            service_known=report.service_time.ToNanoseconds() > 0,
             delta_bytes_free=max(0, report.delta_bytes_budget - report.delta_bytes_used),
             tiers=self._tiers,
             expected={f.target.revision for f in self.flights.values()},

@@ -46,6 +46,11 @@ class Outlet:
         """Whether the worker was told to wait for the client."""
         return self._paused is not None
 
+    @property
+    def closed(self) -> bool:
+        """Whether the stream has ended, read or not."""
+        return self._closed
+
     def put(self, frames: Iterable[GenerateResponse]) -> None:
         """Queues frames; those that come after the end are dropped."""
         if self._closed:

@@ -29,6 +29,7 @@ class WorkerView:
         max_running: most requests a step holds.
         step_seconds: mean time of a step lately; 0 when unknown.
         service_seconds: mean time a request occupies its place in a step.
+        service_known: whether that was measured.
         delta_bytes_free: room for further deltas without evicting any.
         tiers: revisions above the store.
         expected: revisions that requests already sent there need, resident or not.
@@ -42,6 +43,7 @@ class WorkerView:
     max_running: int
     step_seconds: float = 0.0
     service_seconds: float = 1.0
+    service_known: bool = False
     delta_bytes_free: int = 0
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     expected: Collection[str] = frozenset()

@@ -21,6 +21,8 @@ from deltaserve.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from deltaserve.v1.inference_pb2_grpc import add_InferenceServiceServicer_to_server
 from deltaserve.v1.models_pb2 import DeleteRevisionRequest, GetRevisionResponse
 from services.router.admin import AdminServicer
+from services.router.admission.interceptor import KeyInterceptor
+from services.router.admission.reload import keep_keys
 from services.router.discovery import Discovery
 from services.router.dispatch import Dispatcher
 from services.router.fleet import Fleet
@@ -82,7 +84,9 @@ class Router:
     async def running(self) -> AsyncIterator[Host]:
         """Serves while the block runs; SERVING from the first moment, since requests may wait for workers."""
         settings = self.settings
-        async with self.models, serving(settings.listen, self._register, _NAMES, grace_seconds=1.0) as host:
+        guards = [] if settings.keys is None else [KeyInterceptor(self.dispatcher.gate)]
+        listening = serving(settings.listen, self._register, _NAMES, grace_seconds=1.0, interceptors=guards)
+        async with self.models, listening as host:
             self._tasks = [
                 asyncio.create_task(self.fleet.follow(self.discovery.addresses())),
                 asyncio.create_task(self.dispatcher.run()),
@@ -91,6 +95,9 @@ class Router:
                     keep_catalog(self.catalog, self.fleet, settings.catalog_seconds, self.placer.published)
                 ),
             ]
+            if settings.keys is not None:
+                keeping = keep_keys(settings.keys, settings.keys_seconds, self.dispatcher.gate)
+                self._tasks.append(asyncio.create_task(keeping))
             await host.set_serving(True)
             log.info("listening on port %d of %s", host.port, settings.listen)
             try:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from deltaserve import logs, telemetry
 from deltaserve.config import setting
+from services.router.admission.gate import QueueLimits
+from services.router.admission.keys import KeyBook, read
 from services.router.plan import Rules
 
 
@@ -22,6 +25,12 @@ class RouterSettings:
     catalog_seconds: float = setting(2.0, help="how old the view of the store may be")
     resolve_seconds: float = setting(5.0, help="how often dns:/// names are resolved again")
     max_queue: int = setting(1024, help="most requests that wait here for a worker")
+    max_queue_per_key: int | None = setting(None, help="most of them of one API key; empty: as many as there may be")
+    max_queue_per_model: int | None = setting(None, help="most of them of one model; empty: as many as there may be")
+    keys: Path | None = setting(
+        None, help="file (.toml, .json) of API keys, quotas and shares; empty: anybody may call"
+    )
+    keys_seconds: float = setting(2.0, help="how often that file is looked at for changes")
     worker_backlog: int = setting(32, help="requests sent to a worker beyond those that a step of it can hold")
     no_worker_seconds: float = setting(15.0, help="how long a request waits while no worker at all is connected")
     placement_seconds: float = setting(2.0, help="time between two rounds of placement; 0 switches placement off")
@@ -58,6 +67,14 @@ class RouterSettings:
         logs.check_format(self.log_format)
         telemetry.sampler(self.trace_share)
         check_placement(self.placement_rules(), self.prefetch_seconds)
+
+    def queue_limits(self) -> QueueLimits:
+        """Returns the bounds of the queue."""
+        return QueueLimits(self.max_queue, self.max_queue_per_key, self.max_queue_per_model)
+
+    def key_book(self) -> KeyBook:
+        """Reads the keys file, if there is to be one; raises FormatError."""
+        return KeyBook() if self.keys is None else read(self.keys)
 
     def placement_rules(self) -> Rules:
         """Returns what placement may be tuned by."""

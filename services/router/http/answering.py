@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from deltaserve.errors import DeltaServeError, InternalError
 from deltaserve.v1.inference_pb2 import GenerateRequest, GenerateResponse
+from services.router.admission.keys import ANONYMOUS, Caller
 from services.router.generation import Generations
 from services.router.http.errors import error_body, error_response
 from services.router.http.reply import Reply
@@ -42,6 +43,7 @@ class Answer(Response):
         *,
         stream: bool,
         with_usage: bool,
+        caller: Caller = ANONYMOUS,
     ) -> None:
         """Answers `requests` (of one HTTP request) by `reply`.
 
@@ -52,6 +54,7 @@ class Answer(Response):
             parent: traceparent of the client.
             stream: whether text goes out as it comes.
             with_usage: whether a stream ends with usage.
+            caller: whose requests they are.
         """
         super().__init__()
         self._generations = generations
@@ -60,6 +63,7 @@ class Answer(Response):
         self._parent = parent
         self._stream = stream
         self._with_usage = with_usage
+        self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the answer."""
@@ -109,7 +113,7 @@ class Answer(Response):
         """Runs all requests together; the first error ends the others."""
 
         async def run(place: int, request: GenerateRequest) -> None:
-            await self._generations.run(request, lambda frame: deliver(place, frame), None, self._parent)
+            await self._generations.run(request, lambda frame: deliver(place, frame), None, self._parent, self._caller)
 
         try:
             if len(self._requests) == 1:

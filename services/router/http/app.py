@@ -17,6 +17,7 @@ from starlette.routing import Route
 from deltaserve import __version__
 from deltaserve.errors import DeltaServeError, InternalError
 from deltaserve.v1.inference_pb2 import GenerateRequest, TokenizeRequest, TokenizeResponse
+from services.router.admission.keys import Caller
 from services.router.generation import Generations
 from services.router.http.answering import Answer
 from services.router.http.body import decode, read_body
@@ -59,16 +60,19 @@ class Api:
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
 
-    async def list_models(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
+    async def list_models(self, request: Request) -> Response:
         """Lists everything that `model` may name."""
+        self._caller(request)
         return _json(await self._models.listing())
 
     async def get_model(self, request: Request) -> Response:
         """Returns one of them."""
+        self._caller(request)
         return _json(await self._models.one(request.path_params["model"]))
 
     async def complete(self, request: Request) -> Response:
         """Goes on with prompts."""
+        caller = self._caller(request)
         options = decode(await read_body(request), CompletionOptions)
         requests = completion_requests(options)
         with_logprobs = options.logprobs is not None
@@ -83,10 +87,11 @@ class Api:
             writers=writers,
             prompts=len(requests),
         )
-        return self._answer(request, options, requests, reply)
+        return self._answer(request, options, requests, reply, caller)
 
     async def chat(self, request: Request) -> Response:
         """Answers a conversation."""
+        caller = self._caller(request)
         options = decode(await read_body(request), ChatOptions)
         translated = chat_request(options)
         reply = Reply(
@@ -98,7 +103,7 @@ class Api:
             writers=[ChatWriter(bool(options.logprobs)) for _ in range(_n(options))],
             prompts=1,
         )
-        return self._answer(request, options, [translated], reply)
+        return self._answer(request, options, [translated], reply, caller)
 
     async def health(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
         """Tells whether to send requests here: 200, or 503 while the router winds down."""
@@ -109,7 +114,12 @@ class Api:
         """Tells the version."""
         return _json({"version": __version__})
 
-    def _answer(self, request: Request, options: Options, requests: list[GenerateRequest], reply: Reply) -> Answer:
+    def _caller(self, request: Request) -> Caller:
+        return self._generations.caller(request.headers.get("authorization"))
+
+    def _answer(
+        self, request: Request, options: Options, requests: list[GenerateRequest], reply: Reply, caller: Caller
+    ) -> Answer:
         for place, translated in enumerate(requests):
             translated.client_request_id = reply.id if len(requests) == 1 else f"{reply.id}-{place}"
         stream = options.stream_options
@@ -120,6 +130,7 @@ class Api:
             request.headers.get("traceparent"),
             stream=bool(options.stream),
             with_usage=bool(stream and stream.include_usage),
+            caller=caller,
         )
 
     async def _text(self, request: GenerateRequest) -> str:

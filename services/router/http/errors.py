@@ -14,9 +14,11 @@ from deltaserve.errors import (
     DeltaServeError,
     InvalidArgumentError,
     NotFoundError,
+    PermissionDeniedError,
     PreconditionError,
     QuotaError,
     StoreError,
+    UnauthenticatedError,
     UnavailableError,
 )
 
@@ -29,6 +31,8 @@ _STATUSES: tuple[tuple[type[DeltaServeError], int, str], ...] = (
     (AlreadyExistsError, 409, _INVALID),
     (PreconditionError, 400, _INVALID),
     (QuotaError, 429, _RATE),
+    (UnauthenticatedError, 401, _INVALID),
+    (PermissionDeniedError, 403, _INVALID),
     (UnavailableError, 503, _SERVER),
     (StoreError, 503, _SERVER),
     (DeadlineError, 504, _SERVER),
@@ -85,9 +89,9 @@ def error_body(error: DeltaServeError) -> dict[str, Any]:
 def error_response(error: DeltaServeError) -> Response:
     """Returns the response to a request that failed before anything was sent."""
     seconds = getattr(error, "retry_seconds", None)
-    headers = {}
+    headers = {"www-authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else {}
     if seconds is not None:
-        headers = {"retry-after": str(max(1, math.ceil(seconds))), "retry-after-ms": str(math.ceil(seconds * 1000))}
+        headers |= {"retry-after": str(max(1, math.ceil(seconds))), "retry-after-ms": str(math.ceil(seconds * 1000))}
     body = msgspec.json.encode(error_body(error))
     return Response(body, status_of(error), headers, "application/json")
 
@@ -105,6 +109,10 @@ def _code(error: DeltaServeError) -> str:
         return "model_not_found"
     if isinstance(error, InvalidArgumentError) and "context_length" in error.metadata:
         return "context_length_exceeded"
+    if isinstance(error, UnauthenticatedError):
+        return "invalid_api_key"
+    if isinstance(error, QuotaError):
+        return "rate_limit_exceeded"
     if type(error) is InvalidArgumentError:
         return "invalid_value"
     return error.reason.lower()

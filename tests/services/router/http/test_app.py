@@ -166,9 +166,9 @@ async def test_traces_go_on_and_models_resolve(
     async with http_routing(store, worker) as (router, url), sdk(url) as api:
         run = router.generations.run
 
-        async def spy(request: pb.GenerateRequest, write: Any, remaining: float | None, parent: str | None) -> None:
-            seen.append(parent)
-            await run(request, write, remaining, parent)
+        async def spy(request: pb.GenerateRequest, write: Any, remaining: float | None, *rest: Any) -> None:
+            seen.append(rest[0])
+            await run(request, write, remaining, *rest)
 
         monkeypatch.setattr(router.generations, "run", spy)
         done = await api.completions.create(model="m", prompt="x y", extra_headers={"traceparent": TRACE})
