@@ -52,7 +52,8 @@ class Scraped(Collector):
 
 def registry() -> CollectorRegistry:
     """Returns a registry that tells of the process already: memory, CPU, open files, garbage collection."""
-    disable_created_metrics()  # a series of start times beside every counter: Prometheus has no use for it
+    # a series of start times beside every counter: Prometheus has no use for it
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     made = CollectorRegistry()
     ProcessCollector(registry=made)
     PlatformCollector(registry=made)
