@@ -24,7 +24,7 @@ ORDER = ("inference.proto", "models.proto", "admin.proto", "worker.proto")
 
 HEADER = """# API reference
 
-Generated from [protos/deltaserve/v1](../protos/deltaserve/v1) by `python scripts/generate_api_reference.py`: do not edit.
+Generated from [protos/deltaserve/v1](../protos/deltaserve/v1) by `scripts/generate_api_reference.py`: do not edit.
 The OpenAI-compatible HTTP API has [a page of its own](openai.md). Errors are those of `deltaserve/errors.py`.
 """
 
