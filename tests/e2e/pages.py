@@ -34,7 +34,7 @@ async def run(command: str, environment: dict[str, str]) -> str:
     process = await asyncio.create_subprocess_exec(
         "bash", "-c", command, cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(200):
+    async with asyncio.timeout(400):
         out, err = await process.communicate()
     assert process.returncode == 0, f"{command!r} ended with {process.returncode}:\n{out.decode()}\n{err.decode()}"
     return out.decode()
@@ -57,7 +57,7 @@ async def up(command: str, environment: dict[str, str]) -> asyncio.subprocess.Pr
     )  # fmt: skip
     assert process.stderr is not None
     said = b""
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(240):
         while b"ready" not in said:
             line = await process.stderr.readline()
             assert line, said.decode()

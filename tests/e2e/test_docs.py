@@ -43,7 +43,7 @@ async def _walk(name: str, environment: dict[str, str], places: dict[str, str]) 
             await server.wait()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", ["quickstart.md", "operations.md", "metrics.md"])
 async def test_pages_run_as_shown(name: str, environment: dict[str, str]) -> None:
     places = {
@@ -54,7 +54,7 @@ async def test_pages_run_as_shown(name: str, environment: dict[str, str]) -> Non
     await _walk(name, environment, places)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 async def test_the_walkthrough_leads_to_the_trace_it_promises(environment: dict[str, str]) -> None:
     async with Collector() as collector:
         collector_at = collector.endpoint.removeprefix("http://")
@@ -64,8 +64,9 @@ async def test_the_walkthrough_leads_to_the_trace_it_promises(environment: dict[
     by_name = {(span.service, span.name) for span in collector.spans}
     assert {("deltaserve-cli", "text_completion g2p"), ("deltaserve-router", "text_completion g2p")} <= by_name
     page = (DOCS / "tracing.md").read_text()
-    (tree,) = [block for block in blocks("", page) if "serve g2p" in block]
-    promised = {re.sub(r"^[ │├└]*", "", line).split("  ")[0] for line in tree.splitlines()}
+    tree = re.search(r"^```\n(text_completion g2p .*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert tree
+    promised = {re.sub(r"^[ │├└]*", "", line).split("  ")[0] for line in tree[1].splitlines()}
     made = {span.name for span in collector.spans}
     assert promised <= made, promised - made
     assert "0af7651916cd43dd8448eb211c80319c" in {span.trace for span in collector.spans}
