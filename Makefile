@@ -48,8 +48,9 @@ imports: $(SETUP)
 protos: $(SETUP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/check_protos.sh
 
-stubs: $(SETUP) ## regenerate deltaserve/v1 from protos/
+stubs: $(SETUP) ## regenerate deltaserve/v1 and docs/api.md from protos/
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/generate_stubs.py
+	@$(BIN)/python scripts/generate_api_reference.py
 
 check: lint test ## what CI runs
 

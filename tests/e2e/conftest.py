@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +148,24 @@ async def observed(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ob
                 yield Observed(stack, client, collector, metrics)
         finally:
             await stack.__aexit__(None, None, None)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def environment(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
+    """What the commands run in: the README's default port and folder may be taken, so the test has its own."""
+    with socket.socket() as grpc, socket.socket() as http:
+        addresses = []
+        for probe in (grpc, http):
+            probe.bind(("127.0.0.1", 0))
+            addresses.append(f"127.0.0.1:{probe.getsockname()[1]}")
+    yield os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DELTASERVE_SERVER": addresses[0],
+        "README_HTTP": addresses[1],
+        "README_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "120",
+    }
 
 
 def free_port() -> int:
