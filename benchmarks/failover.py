@@ -2,8 +2,8 @@
 
 Two real workers serve a fine-tune behind a router in this process; streams run on both, half of them greedy and half
 sampled with a seed. Then one worker is killed (SIGKILL) or frozen (SIGSTOP), engine and all. Measured are the time
-until the router gives its streams to the other worker, and the longest pause that a client saw around that moment. Every
-stream is compared with its tokens without a failure.
+until the router gives its streams to the other worker, and the longest pause that a client saw around that moment.
+Every stream is compared with its tokens without a failure.
 
     .venv/bin/python -m benchmarks.failover --times 5 --streams 8
 """
@@ -79,7 +79,8 @@ async def worker_process(store: str, home: Path, name: str, **flags: str) -> Asy
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     given = {
         "base": str(MODELS / "base"), "store": store, "listen": address, "name": name, "cache": str(home / name),
-        "threads": "1", "notice-seconds": "0", "log-level": "error", **{k.replace("_", "-"): v for k, v in flags.items()},
+        "threads": "1", "notice-seconds": "0", "log-level": "error",
+        **{k.replace("_", "-"): v for k, v in flags.items()},
     }  # fmt: skip
     command = [sys.executable, "-m", "services.worker", *(x for k, v in given.items() for x in (f"--{k}", v))]
     worker = WorkerProcess(name, address, command)
