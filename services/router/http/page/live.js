@@ -12,7 +12,7 @@ function h(name, props, ...children) {
   if (classes.length) node.className = classes.join(" ");
   for (const [key, value] of Object.entries(props || {})) {
     if (value === null || value === undefined || value === false) continue;
-    if (key.startsWith("--") || key === "width" || key === "flex") node.style.setProperty(key, value);
+    if (key.startsWith("--") || ["width", "flex", "opacity"].includes(key)) node.style.setProperty(key, value);
     else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
     else node.setAttribute(key, value === true ? "" : value);
   }
@@ -20,11 +20,11 @@ function h(name, props, ...children) {
   return node;
 }
 
-// A hue for each model, the same wherever the model is shown: golden-angle steps over a hash of its name.
+// A hue for each model, the same wherever it is shown: golden-angle steps in order of appearance, so that few are alike.
+const hues = new Map();
 function hue(model) {
-  let hash = 2166136261;
-  for (const char of model) hash = Math.imul(hash ^ char.codePointAt(0), 16777619);
-  return ((hash >>> 0) % 360 * 137.508 % 360).toFixed(0);
+  if (!hues.has(model)) hues.set(model, (255 + hues.size * 137.508) % 360);
+  return hues.get(model).toFixed(0);
 }
 const modelOf = revision => revision.split("@")[0];
 const swatch = (model, base) => base ? h("span.swatch.base") : h("span.swatch", { "--h": hue(model) });
@@ -40,6 +40,7 @@ function figure(n) {
   return n >= 100 ? n.toFixed(0) : n >= 10 ? n.toFixed(1) : n === 0 ? "0" : n.toFixed(2);
 }
 const percent = (share, digits = 0) => `${(100 * share).toFixed(digits)} %`;
+const part = share => `${(100 * share).toFixed(2)}%`;  // as styles want it
 function duration(s) {
   if (s < 60) return `${s.toFixed(0)} s`;
   if (s < 3600) return `${(s / 60).toFixed(0)} min`;
@@ -47,7 +48,8 @@ function duration(s) {
 }
 
 // A line over time; the newest value is at the right edge, and lines that are shorter begin later.
-function line(values, slots = 90, floor = 0) {
+function line(values, floor = 0) {
+  const slots = Math.max(values.length, 24);
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${slots - 1} 20`);
   svg.setAttribute("preserveAspectRatio", "none");
@@ -85,10 +87,10 @@ function drawNow(s) {
   const places = s.workers.reduce((total, w) => total + w.places, 0), delta = sum("delta_bytes"), whole = sum("checkpoint_bytes");
   const serving = s.workers.filter(w => w.state === "serving").length;
   return [
-    tile("Tokens a second", figure(s.tokens_per_second), `${figure(s.requests_per_second)} requests a second`, line(s.lines.tokens, 90, 1), true),
+    tile("Tokens a second", figure(s.tokens_per_second), `${figure(s.requests_per_second)} requests a second`, line(s.lines.tokens, 1), true),
     tile("Running", `${s.running}`, `of ${places} places`),
-    tile("Waiting", `${s.waiting}`, s.waiting ? "in this router's queue" : "the queue is empty", s.lines.waiting.length ? line(s.lines.waiting, 90, 4) : null),
-    tile("Fine-tunes", `${tuned.length}`, delta ? `${bytes(delta)} for ${bytes(whole)} of weights` : "none published"),
+    tile("Waiting", `${s.waiting}`, s.waiting ? "in this router's queue" : "the queue is empty", s.lines.waiting.length ? line(s.lines.waiting, 4) : null),
+    tile("Fine-tunes", `${tuned.length}`, delta ? `${bytes(delta)} for ${bytes(whole)}` : "none published"),
     tile("Workers", `${serving}`, serving === s.workers.length ? "all serving" : `of ${s.workers.length} known`),
   ];
 }
@@ -97,12 +99,12 @@ function block(r, budget, worker) {
   const model = modelOf(r.revision), share = r.bytes / Math.max(budget, 1), used = r.in_use ? `, ${r.in_use} in use` : "";
   const wide = share > .06;
   return h(`div.block.${r.tier}${r.in_use ? ".busy" : ""}${wide ? "" : ".slim"}`,
-    { "--h": hue(model), width: `${Math.max(100 * share, .4)}%`, title: `${r.revision}: ${bytes(r.bytes)} on ${worker}, ${r.tier}${used}` }, wide ? r.revision : "");
+    { "--h": hue(model), width: `${Math.max(100 * share, .4)}%`, title: `${r.revision}: ${bytes(r.bytes)} on ${worker}, ${r.tier}${used}` }, wide ? h("span", null, model) : null);
 }
 
 function track(name, kind, blocks, [used, budget]) {
   const caption = budget ? `${bytes(used)} of ${bytes(budget)}` : bytes(used);
-  return h(`div.track.${kind}`, null, h("span.label", null, name), h("div.well", null, ...blocks, h("span.free")), h("span.caption", null, caption));
+  return h(`div.track.${kind}`, null, h("span.label", null, name), h("span.caption", null, caption), h("div.well", null, ...blocks, h("span.free")));
 }
 
 function drawWorker(w) {
@@ -110,7 +112,7 @@ function drawWorker(w) {
   const of = tiers => w.residency.filter(r => tiers.includes(r.tier)).sort((a, b) => b.in_use - a.in_use || b.bytes - a.bytes);
   const room = w.memory[1] || w.memory[0] || 1, shelf = Math.max(w.disk[0], ...[of(["disk"]).reduce((t, r) => t + r.bytes, 0)], 1);
   const coming = w.arriving.filter(a => a.to_memory).map(a => h("div.block.arriving",
-    { "--h": hue(modelOf(a.revision)), "--share": percent(a.share), width: "9%", title: `${a.revision} is on its way: ${percent(a.share)}` }, a.revision));
+    { "--h": hue(modelOf(a.revision)), "--share": part(a.share), width: "12%", title: `${a.revision} is on its way: ${percent(a.share)}` }, h("span", null, modelOf(a.revision))));
   const host = of(["host"]), disk = of(["disk"]);
   const kv = w.kv_total ? `KV ${percent(1 - w.kv_free / w.kv_total)}` : null;
   const facts = [`${w.running} running`, w.waiting ? `${w.waiting} waiting` : null, kv, w.step_ms ? `${w.step_ms.toFixed(1)} ms a step` : null];
@@ -126,25 +128,28 @@ function drawWorkers(workers) {
   const legend = [["", "packed delta"], ["decoded", "decoded"], ["busy", "in use"], ["arriving", "on its way"]];
   $("workers").nextElementSibling?.remove();
   $("workers").after(h("p.legend", null, ...legend.map(([kind, text]) => h("span", null, h(kind ? `i.${kind}` : "i"), text))));
-  return workers.map(drawWorker);
+  return [...workers].sort((a, b) => a.name.localeCompare(b.name, undefined, { numeric: true })).map(drawWorker);
 }
 
 function drawModel(m, workers) {
-  const places = workers.flatMap(w => w.residency.filter(r => r.revision === `${m.name}@${m.revision}`).map(r => [w.name, r.tier]));
+  const held = workers.flatMap(w => w.residency.filter(r => modelOf(r.revision) === m.name).map(r => ({ ...r, worker: w.name, old: r.revision !== `${m.name}@${m.revision}` })));
+  const memory = held.filter(r => MEMORY.includes(r.tier)).sort((a, b) => a.worker.localeCompare(b.worker, undefined, { numeric: true }));
+  const below = held.filter(r => !MEMORY.includes(r.tier));
   const ratio = m.delta_bytes ? m.checkpoint_bytes / m.delta_bytes : 0;
   const quality = m.agreement === null || m.agreement === undefined ? "report" : `${percent(m.agreement, 1)} agree`;
   return h("div.row", null,
     h("div.model", null, swatch(m.name, m.base), h("b", null, m.name), m.base ? h("span.tag", null, "base") : h("span.rev", null, `@${m.revision}`),
       m.pinned ? h("span.tag", null, "pinned") : null, ...(m.aliases || []).map(a => h("span.tag", null, `← ${a}`))),
-    h("div.rate", null, line(m.line, 90, .2), h(m.rate > .005 ? "span" : "span.idle", null, m.rate > .005 ? `${figure(m.rate)} /s` : "idle")),
-    h(m.in_flight ? "div.flight" : "div.flight.idle", null, m.in_flight ? `${m.in_flight} running` : "–"),
-    h("div.where", null, m.base ? h("span.idle", null, "always") : places.length
-      ? places.map(([worker, tier]) => h(`span.place${MEMORY.includes(tier) ? ".memory" : ""}`, { "--h": hue(m.name), title: `${tier} of ${worker}` }, MEMORY.includes(tier) ? worker : `${worker} ${tier}`))
-      : h("span.idle", null, "store")),
-    m.base ? h("div.idle", null, "–") : h("div.size", { title: `${bytes(m.delta_bytes)} stand for ${bytes(m.checkpoint_bytes)}` },
-      h("div.scale", null, h("i", { width: percent(m.delta_bytes / Math.max(m.checkpoint_bytes, 1), 1) })),
+    h("div.rate", null, line(m.line, .2), h(m.rate > .005 ? "span" : "span.idle", null, m.rate > .005 ? `${figure(m.rate)} /s` : "idle")),
+    h(m.in_flight ? "div.flight" : "div.flight.idle.none", null, m.in_flight ? `${m.in_flight} running` : "–"),
+    h("div.where", null, m.base ? h("span.idle", null, "every worker") : [
+      ...memory.map(r => h("span.place.memory", { "--h": hue(m.name), title: `${r.revision}, ${r.tier}` }, r.old ? `${r.worker} ${r.revision.slice(m.name.length)}` : r.worker)),
+      below.length ? h("span.place", { title: below.map(r => `${r.revision} on ${r.worker}: ${r.tier}`).join("\n") }, memory.length ? `+ ${below.length} disk` : `${below.length} on disk`) : null,
+      held.length ? null : h("span.idle", null, "store only")]),
+    m.base ? h("div.idle.none", null, "–") : h("div.size", { title: `${bytes(m.delta_bytes)} stand for ${bytes(m.checkpoint_bytes)}` },
+      h("div.scale", null, h("i", { width: part(m.delta_bytes / Math.max(m.checkpoint_bytes, 1)) })),
       h("span.text", null, bytes(m.delta_bytes), " ", h("span.unit", null, `${ratio.toFixed(1)}×`))),
-    m.report ? h("div", null, h("a", { href: `/live/report/${m.name}@${m.revision}`, title: "compression report" }, quality)) : h("div.idle", null, m.base ? "–" : "no report"));
+    m.report ? h("div.quality", null, h("a", { href: `/live/report/${m.name}@${m.revision}`, title: "compression report" }, quality)) : h(`div.quality.idle${m.base ? ".none" : ""}`, null, m.base ? "–" : "no report"));
 }
 
 function drawModels(s) {
@@ -153,13 +158,15 @@ function drawModels(s) {
   const order = [...found].sort((a, b) => b.base - a.base || b.rate - a.rate || a.name.localeCompare(b.name)).slice(0, MOST_ROWS);
   $("model-count").textContent = wanted ? `${found.length} of ${s.models.length}` : `${s.models.length}`;
   show("model-rows", [order, s.workers.map(w => [w.name, w.residency]), wanted], () => [
-    h("div.row.head", null, ...["model", "requests, last 3 minutes", "", "resident on", "size, of its checkpoint", "compressed"].map(t => h("div", null, t))),
+    h("div.row.head", null, ...["model", "requests", "", "in memory of", "size, times smaller", "quality"].map(t => h("div", null, t))),
     ...(order.length ? order.map(m => drawModel(m, s.workers)) : [h("div.row", null, h("div.idle", null, wanted ? "No model has that in its name." : "Nothing is published yet."))]),
   ]);
 }
 
 function drawAlias(a) {
-  const pieces = a.routes.map(r => h("div.block", { "--h": hue(r.target), width: percent(r.share, 2), title: `${r.target}: ${percent(r.share, 1)}` }, `${r.target} ${a.routes.length > 1 ? percent(r.share) : ""}`));
+  // routes to one model share its hue and are told apart by how strong it is
+  const pieces = a.routes.map((r, i) => h("div.block", { "--h": hue(modelOf(r.target)), flex: `1 1 ${part(r.share)}`, opacity: `${1 - .4 * Math.min(i, 1)}`, title: `${r.target}: ${percent(r.share, 1)}` },
+    h("span", null, `${r.target} ${a.routes.length > 1 ? percent(r.share) : ""}`)));
   return h("div.alias", null, h("div", null, h("b", null, a.name), h("small", null, `version ${a.version}`)), h("div.split", null, ...pieces),
     h("div.side", null, a.shadow ? `shadowed by ${a.shadow.target}, ${percent(a.shadow.share)}` : a.routes.length > 1 ? "canary" : ""));
 }
@@ -176,7 +183,7 @@ function drawJob(j) {
   const share = { succeeded: 1, failed: 1, cancelled: 1 }[j.state] ?? (total ? done / total : j.state === "running" ? .02 : 0);
   const what = j.state === "running" ? `${j.stage}${total ? `, layer ${done} of ${total}` : ""}` : j.state === "succeeded" ? `published ${j.revision}` : j.state;
   return h("div.job", null, h("div", null, h("b", null, j.model), h("small", null, j.id)),
-    h(`div.progress.${kind}`, { role: "progressbar", "aria-valuenow": Math.round(100 * share), "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": j.model }, h("i", { width: percent(share) })),
+    h(`div.progress.${kind}`, { role: "progressbar", "aria-valuenow": Math.round(100 * share), "aria-valuemin": 0, "aria-valuemax": 100, "aria-label": j.model }, h("i", { width: part(share) })),
     h("div.side", null, what, j.eta !== null ? `, ${duration(j.eta)} left` : ""));
 }
 
@@ -288,7 +295,7 @@ class Pane {
   }
 
   measured(now) {
-    const seconds = (now - this.first) / 1000, speed = this.tokens > 1 && seconds > .02 ? ` · ${figure((this.tokens - 1) / seconds)} a second` : "";
+    const seconds = (now - this.first) / 1000, speed = this.tokens > 1 && seconds > .02 ? ` · ${figure((this.tokens - 1) / seconds)} tok/s` : "";
     return `${this.tokens} tokens${speed} · first after ${(this.first - this.began).toFixed(0)} ms`;
   }
 

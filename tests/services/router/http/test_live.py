@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
@@ -81,7 +82,7 @@ frame.addEventListener("load", async () => {
   document.getElementById("found").textContent = JSON.stringify({
     width: root.clientWidth, content: root.scrollWidth, ran: view.ran === true || window.ran === true,
     foreign: foreign.length, text: page.body.innerText, height: root.scrollHeight,
-    panes: [...page.querySelectorAll(".pane")].map(p => [p.querySelector("b").textContent, p.querySelector("pre").textContent]),
+    panes: [...page.querySelectorAll(".pane")].map(p => ["b", "pre"].map(name => p.querySelector(name).textContent)),
     workers: page.querySelectorAll(".worker").length, blocks: page.querySelectorAll(".block").length,
     lines: page.querySelectorAll("svg .path").length, rows: page.querySelectorAll("#model-rows .row").length - 1,
     jobs: [...page.querySelectorAll(".progress")].map(p => Number(p.getAttribute("aria-valuenow"))),
@@ -129,8 +130,8 @@ class Scene:
 async def publish(store: str, model: str, revision: str, delta_bytes: int) -> None:
     quality = {"kl": random.uniform(0.001, 0.05), "top1_agreement": random.uniform(0.96, 0.999)}
     found = manifest(model, revision, delta_bytes=delta_bytes)
-    found.sizes.checkpoint_bytes = 15_200_000_000
-    found.report = {"version": 1, "quality": quality}
+    sizes = msgspec.structs.replace(found.sizes, checkpoint_bytes=15_200_000_000)
+    found = msgspec.structs.replace(found, sizes=sizes, report={"version": 1, "quality": quality})
     assert await Store.open(store).put_new(
         delta_key(RevisionName(model, revision), MANIFEST_FILE), dump_manifest(found)
     )
@@ -198,7 +199,8 @@ async def paged(router: Router, client: Client, store: str, workers: list[Script
     async def driver(request: Request) -> Response:
         query = request.query_params
         text = DRIVER.replace("%WIDTH%", query["width"]).replace("%HEIGHT%", query["height"])
-        text = text.replace("%PROMPT%", json.dumps(query["prompt"])).replace("%ASKED%", json.dumps(query["asked"]))
+        text = text.replace("%PROMPT%", json.dumps(query["prompt"]).replace("</", "<\\/"))
+        text = text.replace("%ASKED%", json.dumps(query["asked"]))
         return HTMLResponse(text)
 
     live = Live(router.catalog, router.dispatcher, router.generations, router.rates, router.models)
@@ -215,7 +217,7 @@ async def open_page(
     browser: str, scene: Scene, folder: Path, width: int, height: int, *, asked: tuple[str, ...], prompt: str,
     flags: tuple[str, ...] = (),
 ) -> tuple[dict[str, Any], str]:  # fmt: skip
-    """Opens and drives the page; returns what it was like and what the console said, and leaves page.png in `folder`."""
+    """Opens and drives the page; returns what it was like and what the console said; page.png is in `folder`."""
     query = httpx.QueryParams(width=width, height=height, asked=json.dumps(asked), prompt=prompt)
     command = [
         browser, *FLAGS, *flags, f"--window-size={max(width, 500)},{height}", f"--user-data-dir={folder / 'profile'}",
@@ -243,7 +245,7 @@ async def traffic(scene: Scene, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("width", "height", "flags"),
-    [(1280, 2050, ()), (1280, 2050, ("--blink-settings=preferredColorScheme=0",)), (390, 3600, ())],
+    [(1280, 2000, ()), (1280, 2000, ("--blink-settings=preferredColorScheme=0",)), (390, 3600, ())],
     ids=["desktop", "dark", "phone"],
 )
 async def test_the_page_draws_the_system_and_streams_side_by_side(
@@ -266,7 +268,7 @@ async def test_the_page_draws_the_system_and_streams_side_by_side(
         "legal-de": "legal-de says: the quick brown fox <b>jumps</b> ",
     }
     assert (found["workers"], found["rows"]) == (3, len(MODELS) + 1)
-    assert found["blocks"] > 3 * len(MODELS)
+    assert found["blocks"] == sum(len(w.state.residency) + len(w.state.arriving) for w in scene.workers) + 2
     assert found["lines"] > 3
     assert sorted(found["jobs"]) == [39, 100, 100]
     for said in ("gpu-2", "poetry", "pinned", "conj_fr@2 10 %", "layer 11 of 28", "shadowed by conj_fr@2", "agree"):
@@ -301,4 +303,5 @@ async def test_state_and_files_by_plain_http(scene: Scene) -> None:
     (french,) = state["aliases"]
     assert french["routes"] == [{"target": "conj_fr@1", "share": 0.9}, {"target": "conj_fr@2", "share": 0.1}]
     assert [job["state"] for job in state["jobs"]] == ["running", "succeeded", "failed"]
-    assert state["workers"][1]["arriving"] == [{"revision": "support-eu@1", "share": 0.62, "to_memory": True}]
+    (arriving,) = (worker["arriving"] for worker in state["workers"] if worker["name"] == "gpu-1")
+    assert arriving == [{"revision": "support-eu@1", "share": 0.62, "to_memory": True}]
