@@ -62,33 +62,7 @@ FLAGS = (
 )  # fmt: skip
 MODELS = ("legal-de", "conj_fr", "sql-writer", "triage", "g2p", "section", "poetry", "support-eu")
 
-# the page in a frame of a phone's or a desktop's width; the driver acts on it as a person would, then tells what it saw
-DRIVER = """<!doctype html><style>body{margin:0}iframe{border:0;display:block}</style>
-<iframe id="page" width="%WIDTH%" height="%HEIGHT%" src="/"></iframe><pre id="found" hidden></pre><script>
-const frame = document.getElementById("page");
-const until = async test => { while (!test()) await new Promise(done => setTimeout(done, 50)); };
-frame.addEventListener("load", async () => {
-  const view = frame.contentWindow, page = view.document, root = page.documentElement;
-  await until(() => page.querySelectorAll("#model-rows .row").length > 1 && page.querySelector("#job-rows .job"));
-  page.getElementById("prompt").value = %PROMPT%;
-  for (const chip of page.querySelectorAll(".chip")) {
-    const wanted = %ASKED%.includes(chip.textContent);
-    if (wanted !== (chip.getAttribute("aria-pressed") === "true"))
-      [...page.querySelectorAll(".chip")].find(c => c.textContent === chip.textContent).click();
-  }
-  page.getElementById("run").click();
-  await until(() => page.querySelectorAll(".pane").length && !page.querySelector(".pane.running"));
-  const foreign = view.performance.getEntriesByType("resource").filter(e => new URL(e.name).origin !== view.origin);
-  document.getElementById("found").textContent = JSON.stringify({
-    width: root.clientWidth, content: root.scrollWidth, ran: view.ran === true || window.ran === true,
-    foreign: foreign.length, text: page.body.innerText, height: root.scrollHeight,
-    panes: [...page.querySelectorAll(".pane")].map(p => ["b", "pre"].map(name => p.querySelector(name).textContent)),
-    workers: page.querySelectorAll(".worker").length, blocks: page.querySelectorAll(".block").length,
-    lines: page.querySelectorAll("svg .path").length, rows: page.querySelectorAll("#model-rows .row").length - 1,
-    jobs: [...page.querySelectorAll(".progress")].map(p => Number(p.getAttribute("aria-valuenow"))),
-  });
-});
-</script>"""
+DRIVER = Path(__file__).with_name("live_driver.html")  # opens the page at a width, acts on it and tells what it saw
 
 
 @pytest.fixture(scope="session")
@@ -198,7 +172,7 @@ async def paged(router: Router, client: Client, store: str, workers: list[Script
 
     async def driver(request: Request) -> Response:
         query = request.query_params
-        text = DRIVER.replace("%WIDTH%", query["width"]).replace("%HEIGHT%", query["height"])
+        text = DRIVER.read_text().replace("%WIDTH%", query["width"]).replace("%HEIGHT%", query["height"])
         text = text.replace("%PROMPT%", json.dumps(query["prompt"]).replace("</", "<\\/"))
         text = text.replace("%ASKED%", json.dumps(query["asked"]))
         return HTMLResponse(text)
