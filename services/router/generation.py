@@ -64,6 +64,7 @@ class Generations:
         self._dispatcher = dispatcher
         self._rates = rates
         self.shadows = Shadows(targets, dispatcher)
+        self.tokens_ended = 0  # of all streams that have ended
         self.streams: Counter[str] = Counter()  # by revision, waiting ones included
         self._loop = asyncio.get_running_loop()
         self._running: set[str] = set()
@@ -152,12 +153,14 @@ class Generations:
         finally:
             if shadow is not None:
                 shadow.client_left()
-            self._forget_stream(flight.target.revision)
+            self._forget_stream(flight)
             flight.stop_clock()
             self._dispatcher.leave(flight)
             self._rates.ended(model)
 
-    def _forget_stream(self, revision: str) -> None:
+    def _forget_stream(self, flight: Flight) -> None:
+        revision = flight.target.revision
+        self.tokens_ended += flight.output.tokens
         self.streams[revision] -= 1
         if not self.streams[revision]:
             del self.streams[revision]

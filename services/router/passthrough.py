@@ -12,7 +12,7 @@ from deltaserve.alongside import alongside
 from deltaserve.errors import UnavailableError
 from deltaserve.rpc.channels import internal_channel
 from deltaserve.rpc.ending import Ending
-from deltaserve.rpc.status import DETAILS_KEY
+from deltaserve.rpc.status import DETAILS_KEY, error_from_rpc
 from deltaserve.v1 import models_pb2
 
 if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
@@ -66,6 +66,23 @@ class Passthrough:
         handler = grpc.stream_stream_rpc_method_handler
         handlers: dict[str, Any] = {m.name: handler(self._handler(m.name)) for m in SERVICE.methods}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+
+    async def call(self, method: str, request: bytes, seconds: float) -> bytes:
+        """Asks the compressor on the router's own account, within `seconds`.
+
+        Raises:
+            UnavailableError: there is no compressor, or it cannot be reached.
+            DeltaServeError: what it answered with.
+        """
+        if self._channel is None:
+            raise UnavailableError("this router has no compressor", retry_seconds=None)
+        path = f"/{SERVICE.full_name}/{method}"
+        ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(path)
+        try:
+            answer: bytes = await ask(request, timeout=seconds)
+        except grpc.aio.AioRpcError as error:
+            raise error_from_rpc(error) from error
+        return answer
 
     def _handler(self, method: str) -> Any:
         async def handle(requests: AsyncIterable[bytes], context: Context) -> None:

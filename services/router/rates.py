@@ -76,6 +76,10 @@ class RateBook:
         """Counts the end of a request, however it ended."""
         self._entries[model].in_flight -= 1
 
+    def names(self) -> list[str]:
+        """Returns the models that were ever asked for."""
+        return list(self._entries)
+
     def rates(self, model: str, now: float) -> Rates:
         """Returns a model's rates; all zero for one that was never asked for."""
         entry = self._entries.get(model)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from deltaserve.alongside import alongside
 from deltaserve.catalog import Catalog
 from deltaserve.errors import PreconditionError
 from deltaserve.metrics import exposed
@@ -28,6 +29,7 @@ from services.router.dispatch import Dispatcher
 from services.router.fleet import Fleet
 from services.router.generation import Generations
 from services.router.http.app import Api
+from services.router.http.live import Live
 from services.router.http.models import Models
 from services.router.http.serving import http_serving
 from services.router.inference import InferenceServicer
@@ -135,8 +137,9 @@ class Router:
             yield
             return
         models = Models(self.catalog, self.fleet, self.targets, int(time.time()))
-        api = Api(self.generations, models, self.inference.tokenize, lambda: not self._draining)
-        async with http_serving(address, api.app(), grace_seconds=1.0) as self.http_port:
+        live = Live(self.catalog, self.dispatcher, self.generations, self.rates, self.models)
+        api = Api(self.generations, models, self.inference.tokenize, lambda: not self._draining, live.routes())
+        async with alongside(live.run()), http_serving(address, api.app(), grace_seconds=1.0) as self.http_port:
             log.info("HTTP on port %d of %s", self.http_port, address)
             yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -40,13 +40,19 @@ class Api:
     """The endpoints."""
 
     def __init__(
-        self, generations: Generations, models: Models, tokenize: Tokenize, is_serving: Callable[[], bool]
+        self,
+        generations: Generations,
+        models: Models,
+        tokenize: Tokenize,
+        is_serving: Callable[[], bool],
+        page: Sequence[Route] = (),
     ) -> None:
-        """Serves what `generations` runs; `is_serving` tells whether to send requests here."""
+        """Serves what `generations` runs; `is_serving` tells whether to send requests here, `page` is for people."""
         self._generations = generations
         self._models = models
         self._tokenize = tokenize
         self._is_serving = is_serving
+        self._page = page
 
     def app(self) -> Starlette:
         """Returns the ASGI application."""
@@ -57,6 +63,7 @@ class Api:
             Route("/v1/chat/completions", _safe(self.chat), methods=["POST"]),
             Route("/health", self.health),
             Route("/version", self.version),
+            *self._page,
         ]
         return Starlette(routes=routes, exception_handlers={HTTPException: _http_error})
 

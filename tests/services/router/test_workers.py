@@ -256,23 +256,6 @@ async def test_a_worker_that_drains_hands_requests_to_another(store: str) -> Non
     assert len(one.submits) == 1
 
 
-async def test_a_stream_moves_as_often_as_its_workers_drain(store: str, worker: ScriptedWorker) -> None:
-    async def script(worker: ScriptedWorker, submit: wpb.Submit) -> None:
-        made = len(submit.resume[0].ids) if submit.resume else 0
-        worker.emit(submit.request_id, chunk("x", made))
-        if made < 6:
-            worker.emit(submit.request_id, error=DrainingError("shutting down"))
-        else:
-            worker.emit(submit.request_id, *ending(worker, submit, 7))
-
-    worker.script = script
-    async with serve(worker) as port, routing(store, [f"127.0.0.1:{port}"]) as (router, client):
-        await connected(router)
-        frames = await rest(client.generate())
-    assert [t for f in frames for t in f.chunk.token_ids] == list(range(7))
-    assert frames[-1].HasField("summary")
-
-
 async def test_another_base_is_a_failed_precondition(store: str, worker: ScriptedWorker) -> None:
     await publish(store, "foreign", base="cd" * 32)
     async with serve(worker) as port, routing(store, [f"127.0.0.1:{port}"]) as (router, client):
