@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from deltaserve.cli.bench import bench
 from deltaserve.cli.catalog import alias, delete, models, pin, revision
 from deltaserve.cli.chat import chat
 from deltaserve.cli.explain import explain
@@ -32,7 +33,7 @@ def cli() -> None:
 
 for _command in (
     up, upload, compress, jobs, models, revision, report, alias, pin, delete, workers, drain, place, placement,
-    generate, chat, info,
+    generate, chat, info, bench,
 ):  # fmt: skip
     cli.add_command(_command)
 
