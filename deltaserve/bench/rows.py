@@ -79,7 +79,8 @@ def verdict(summary: Summary) -> str:
     late = f"{percent(generator.late_share)} of requests more than {1000 * LATE_SECONDS:.0f} ms late"
     if generator.kept_up:
         return f"The generator kept up: {used}, {late}."
-    return f"The generator did not keep up: {used}, {late}. Latencies are partly its own; use more --processes."
+    advice = "use more --processes" if generator.cpu > 0.5 else "this machine is too busy, or was asked for a burst"
+    return f"The generator did not keep up: {used}, {late}. Latencies are partly its own: {advice}."
 
 
 def _model(one: Figures) -> list[str]:

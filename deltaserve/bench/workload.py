@@ -105,7 +105,8 @@ def leave_early(planned: Sequence[Planned], share: float, rng: random.Random) ->
     """Returns requests of which `share` are left by their clients, after any number of tokens short of all."""
     found = []
     for one in planned:
-        leaves, after = rng.random() < share, rng.randint(1, max(1, one.max_tokens - 1))
+        # one draw each whatever the length, so that other lengths leave the choice of requests alone
+        leaves, after = rng.random() < share, 1 + int(rng.random() * max(1, one.max_tokens - 1))
         found.append(msgspec.structs.replace(one, cancel_after=after) if leaves else one)
     return found
 
