@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from deltaserve.bench.loop import run_loop
 from deltaserve.bench.processes import Assignment, Result
 from deltaserve.bench.runner import Progress, Share, drive
 
@@ -21,7 +22,7 @@ from deltaserve.bench.runner import Progress, Share, drive
 def main(path: Path) -> None:
     """Does what the file says, and leaves the result in its place."""
     given = msgspec.msgpack.decode(path.read_bytes(), type=Assignment)
-    share = asyncio.run(_run(given))
+    share = run_loop(_run(given))
     path.write_bytes(msgspec.msgpack.encode(Result(share.records, share.cpu)))
 
 

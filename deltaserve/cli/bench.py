@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.console import Console
 from deltaserve.bench import rows
 from deltaserve.bench.figures import Objectives
 from deltaserve.bench.lengths import parse_lengths
+from deltaserve.bench.loop import run_loop
 from deltaserve.bench.page import render
 from deltaserve.bench.processes import Target, run
 from deltaserve.bench.records import Record
@@ -94,7 +94,7 @@ def bench(models: tuple[str, ...], server: str, as_json: bool, **options: Any) -
     itself kept up. Latencies count from when a request was due, so that a stalled server cannot hide them.
     """
     target = Target(server, options["url"], options["timeout"])
-    planned, shares = asyncio.run(_measure(target, models, options, make_console(stderr=True)))
+    planned, shares = run_loop(_measure(target, models, options, make_console(stderr=True)))
     settings = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()} | {"server": server}
     objectives = Objectives(options["slo_ttft"], options["slo_inter_token"], options["slo_e2e"])
     records = [record for share in shares for record in share.records]
