@@ -25,9 +25,10 @@ from deltaserve.report.axes import (
     y_name,
 )
 from deltaserve.report.markup import Html, join, tag
-from deltaserve.report.units import number, percent
+from deltaserve.report.units import number, power_of_ten
 
 _HEIGHT = TOP + PLOT + BOTTOM
+_END = WIDTH - RIGHT - 10  # room for half of the last tick's name
 _MOST_MODELS = 128
 
 
@@ -56,7 +57,7 @@ def spread(key: str, name: str, percentiles: Sequence[float], objective: float |
 
 def over_time(key: str, name: str, values: Sequence[float], line: Timeline) -> Html:
     """Returns a quantity of each bin of a timeline as a step line."""
-    x = Scale(0, line.seconds * len(values), LEFT, WIDTH - RIGHT)
+    x = Scale(0, line.seconds * len(values), LEFT, _END)
     top = max(values)
     y = Scale(0, round_up(max(top, 1e-9)), TOP + PLOT, TOP)
     points = []
@@ -88,19 +89,14 @@ def by_model(models: Mapping[str, Figures]) -> Html | None:
             _dot(middle, low, told),
         ]
     low, high = (round(math.log10(bound)) for bound in (y.low, y.high))
-    levels = [level(y(10.0**power), f"{10.0**power:g}") for power in range(low, high + 1)]
+    levels = [level(y(10.0**power), power_of_ten(power)) for power in range(low, high + 1)]
     return svg(
         "models", "TTFT by model", f"{len(found)} models, the most asked for first", _HEIGHT, join(levels), *shapes,
-        x_name("models, the most asked for first: median, and up to the 99th percentile"), y_name("TTFT, seconds"),
+        x_name("models, the most asked for first: median to p99"), y_name("seconds to the first token"),
     )  # fmt: skip
 
 
-def attainment(shares: Mapping[str, float]) -> str:
-    """Returns shares in a line."""
-    return ", ".join(f"{name} {percent(share)}" for name, share in shares.items())
-
-
-def _decades(values: Sequence[float], begin: float = LEFT, end: float = WIDTH - RIGHT) -> Scale:
+def _decades(values: Sequence[float], begin: float = LEFT, end: float = _END) -> Scale:
     """Returns a logarithmic scale of whole decades around values."""
     low = math.floor(math.log10(_least(min(values))))
     high = max(math.ceil(math.log10(_least(max(values)))), low + 1)
@@ -109,7 +105,7 @@ def _decades(values: Sequence[float], begin: float = LEFT, end: float = WIDTH - 
 
 def _ticks(x: Scale) -> Html:
     low, high = (round(math.log10(bound)) for bound in (x.low, x.high))
-    return join(tick(x(10.0**power), f"{10.0**power:g}") for power in range(low, high + 1))
+    return join(tick(x(10.0**power), power_of_ten(power)) for power in range(low, high + 1))
 
 
 def _least(value: float) -> float:
