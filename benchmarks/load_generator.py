@@ -1,9 +1,9 @@
 """What `deltaserve bench` itself can do: its CPU a request and a token, and the highest rate at which it is never late.
 
-A trivial server in a process of its own answers every request at once, all tokens one frame each. CPU is that of the
-generator process. The rate is raised by a quarter until a tenth of the requests are sent over 10 ms late, or 90 % of
-the core are used. Other work on the machine lowers it, so the load average is told. With gRPC the server, which is
-Python too, uses about as much CPU as the generator.
+A trivial server in a process of its own sends the first token at once and another each 10 ms, a frame each. CPU is that
+of the generator process. The rate is raised by a quarter until a tenth of the requests are sent over 10 ms late, 90 %
+of the core are used, or answers take longer than their tokens. Other work on the machine lowers it, so the load average
+is told; with gRPC the server, which is Python too, may be full first.
 
     python -m benchmarks.load_generator
     python -m benchmarks.load_generator --processes 1,2 --tokens 100
@@ -32,13 +32,14 @@ from deltaserve.rpc.servers import serving
 from deltaserve.v1 import inference_pb2 as pb
 from deltaserve.v1.inference_pb2_grpc import InferenceServiceServicer, add_InferenceServiceServicer_to_server
 
+TOKEN_SECONDS = 0.01
 _SECONDS = 4.0
 _STEP = 1.25
 _TRIES = 2  # other work on the machine makes requests late too
 
 
-class Instant(InferenceServiceServicer):
-    """Answers at once."""
+class Steady(InferenceServiceServicer):
+    """Sends a token each TOKEN_SECONDS."""
 
     async def ListModels(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802
         """Tells of a base."""
@@ -48,18 +49,21 @@ class Instant(InferenceServiceServicer):
         """Sends as many tokens as are asked for."""
         tokens = request.stopping.max_tokens
         await context.write(pb.GenerateResponse(accepted=pb.Accepted(model="base")))
-        for _ in range(tokens):
+        for place in range(tokens):
+            if place:
+                await asyncio.sleep(TOKEN_SECONDS)
             await context.write(pb.GenerateResponse(chunk=pb.Chunk(text=" word", token_ids=[7])))
         await context.write(pb.GenerateResponse(finished=pb.Finished(reason=pb.FINISH_REASON_LENGTH)))
         usage = pb.Usage(prompt_tokens=1, completion_tokens=tokens)
         await context.write(pb.GenerateResponse(summary=pb.Summary(usage=usage)))
 
 
-class InstantHttp(asyncio.Protocol):
-    """Answers at once, over connections that are kept."""
+class SteadyHttp(asyncio.Protocol):
+    """The same over HTTP, on connections that are kept."""
 
     def __init__(self) -> None:
         self._data = b""
+        self._answering: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begins."""
@@ -75,15 +79,17 @@ class InstantHttp(asyncio.Protocol):
         if len(rest) < length:
             return
         self._data = rest[length:]
-        self._transport.write(_answer(json.loads(rest[:length])["max_tokens"]))  # type: ignore[attr-defined]
+        self._answering = asyncio.create_task(self._answer(json.loads(rest[:length])["max_tokens"]))
 
-
-def _answer(tokens: int) -> bytes:
-    event = _chunk({"id": "x", "model": "base", "choices": [{"index": 0, "text": " word", "finish_reason": None}]})
-    ending = _chunk({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
-    usage = _chunk({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": tokens}})
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
-    return head + event * tokens + ending + usage + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+    async def _answer(self, tokens: int) -> None:
+        write = self._transport.write  # type: ignore[attr-defined]
+        write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        for place in range(tokens):
+            if place:
+                await asyncio.sleep(TOKEN_SECONDS)
+            write(_WORD)
+        usage = _chunk({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": tokens}})
+        write(_ENDING + usage + b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
 
 
 def _chunk(event: dict[str, Any]) -> bytes:
@@ -91,13 +97,17 @@ def _chunk(event: dict[str, Any]) -> bytes:
     return f"{len(data):x}\r\n".encode() + data + b"\r\n"
 
 
+_WORD = _chunk({"id": "x", "model": "base", "choices": [{"index": 0, "text": " word", "finish_reason": None}]})
+_ENDING = _chunk({"choices": [{"index": 0, "text": "", "finish_reason": "length"}]})
+
+
 async def serve(protocol: str) -> None:
     """Serves for ever; tells its port."""
     if protocol == "HTTP":
-        server = await asyncio.get_running_loop().create_server(InstantHttp, "127.0.0.1", 0)
+        server = await asyncio.get_running_loop().create_server(SteadyHttp, "127.0.0.1", 0)
         print(server.sockets[0].getsockname()[1], flush=True)
         await server.serve_forever()
-    register = lambda server: add_InferenceServiceServicer_to_server(Instant(), server)  # noqa: E731
+    register = lambda server: add_InferenceServiceServicer_to_server(Steady(), server)  # noqa: E731
     name = pb.DESCRIPTOR.services_by_name["InferenceService"].full_name
     async with serving("127.0.0.1:0", register, [name], grace_seconds=0) as host:
         print(host.port, flush=True)
@@ -132,7 +142,7 @@ async def send(target: Target, rate: float, tokens: int, processes: int, seconds
 async def cost(target: Target, tokens: int) -> tuple[float, float]:
     """Returns CPU seconds of a request of one token, and of each token more."""
     found = []
-    for count, rate in ((1, 100.0), (tokens, 2000.0 / tokens)):
+    for count, rate in ((1, 100.0), (tokens, 1500.0 / tokens)):
         summary = await send(target, rate, count, 1)
         sent = sum(summary.timeline.due)
         found.append(summary.generator.cpu * summary.timeline.seconds * len(summary.timeline.due) / sent)
@@ -145,7 +155,7 @@ async def highest(target: Target, tokens: int, processes: int, cpu: float) -> tu
     while rate * cpu > 0.01:
         for _ in range(_TRIES):
             summary = await send(target, rate, tokens, processes)
-            if _held(summary):
+            if _held(summary, tokens):
                 held = rate, summary
                 rate *= _STEP
                 break
@@ -156,10 +166,15 @@ async def highest(target: Target, tokens: int, processes: int, cpu: float) -> tu
     return 0.0, None
 
 
-def _held(summary: Summary) -> bool:
-    """A generator that is too slow is late with nearly all requests soon; a machine that is busy, with some."""
-    generator = summary.generator
-    return not summary.total.errors and generator.cpu < 0.9 and (generator.late.p90 or 0.0) <= LATE_SECONDS
+def _held(summary: Summary, tokens: int) -> bool:
+    """Whether sends were on time and answers were read as they came.
+
+    A generator that is too slow is late with nearly all requests soon, a machine that is busy with some. When answers
+    take longer than their tokens do, the generator or the server is full; both are what cannot be measured here.
+    """
+    generator, took = summary.generator, summary.total.e2e.p50 or 0.0
+    on_time = generator.cpu < 0.9 and (generator.late.p90 or 0.0) <= LATE_SECONDS
+    return on_time and not summary.total.errors and took <= 1.25 * TOKEN_SECONDS * (tokens - 1) + 0.05
 
 
 async def measure(tokens: list[int], processes: list[int]) -> None:
@@ -177,8 +192,8 @@ async def measure(tokens: list[int], processes: list[int]) -> None:
                     rate, summary = await highest(target, length, count, request + (length - 1) * token)
                     late = summary.generator.late if summary else Distribution()
                     told = f"{1000 * (late.p50 or 0.0):.1f}, {1000 * (late.p99 or 0.0):.1f}"
-                    cpu = summary.generator.cpu if summary else 0.0
-                    print(f"{length:8}{count:11}{rate:12.0f}{rate * length:10.0f}{cpu:7.0%}{told:>18}", flush=True)
+                    cpu, output = (summary.generator.cpu, summary.total.output_rate) if summary else (0.0, 0.0)
+                    print(f"{length:8}{count:11}{rate:12.0f}{output:10.0f}{cpu:7.0%}{told:>18}", flush=True)
 
 
 def main() -> None:
@@ -189,7 +204,7 @@ def main() -> None:
     parser.add_argument("--serve", choices=["gRPC", "HTTP"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
-        asyncio.run(serve(options.serve))
+        run_loop(serve(options.serve))
         return
     print(f"# {describe()}; load average {os.getloadavg()[0]:.1f}")
     tokens, processes = ([int(n) for n in text.split(",")] for text in (options.tokens, options.processes))
