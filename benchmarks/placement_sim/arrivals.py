@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from deltaserve.bench import popularity
+from deltaserve.bench.traces import read_trace
 
 DAY = 86400.0
 
@@ -34,9 +36,9 @@ class Trace:
 
 def published(path: Path) -> Trace:
     """Returns one of ../shared/traces."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    names = sorted({line["model"] for line in lines})
-    return Trace(path.stem, len(names), [(line["timestamp"], names.index(line["model"])) for line in lines])
+    requests = read_trace(path)
+    names = sorted({one.model for one in requests})
+    return Trace(path.stem, len(names), [(one.at, names.index(one.model)) for one in requests])
 
 
 def drawn(name: str, weights: list[float], rate: float, seconds: float, seed: int) -> Trace:
@@ -52,12 +54,12 @@ def drawn(name: str, weights: list[float], rate: float, seconds: float, seed: in
 
 def zipf(models: int, rate: float, seconds: float, seed: int, exponent: float = 1.5) -> Trace:
     """Returns Poisson arrivals with true Zipf popularity."""
-    return drawn(f"zipf {exponent}", [1 / (i + 1) ** exponent for i in range(models)], rate, seconds, seed)
+    return drawn(f"zipf {exponent}", popularity.zipf(models, exponent), rate, seconds, seed)
 
 
 def uniform(models: int, rate: float, seconds: float, seed: int) -> Trace:
     """Returns Poisson arrivals, all models alike."""
-    return drawn("uniform", [1.0] * models, rate, seconds, seed)
+    return drawn("uniform", popularity.uniform(models), rate, seconds, seed)
 
 
 def mixed(models: int, rate: float, seconds: float, seed: int) -> Trace:
@@ -68,10 +70,10 @@ def mixed(models: int, rate: float, seconds: float, seed: int) -> Trace:
     """
     rng = random.Random(seed)
     events: list[tuple[float, int]] = []
-    weights = [rng.paretovariate(0.6) for _ in range(models)]
-    share = rate / sum(min(w, 200.0) for w in weights)
+    weights = popularity.azure(models, rng)
+    share = rate / sum(weights)
     for model, weight in enumerate(weights):
-        mean = min(weight, 200.0) * share  # requests a second
+        mean = weight * share  # requests a second
         kind: Callable[..., Iterator[float]] = (_timer, _bursts, _random)[model % 3]
         events += [(time, model) for time in kind(rng, mean, seconds)]
     return Trace("azure-like", models, sorted(events))

@@ -10,6 +10,7 @@ import click
 
 from deltaserve import telemetry
 from deltaserve.cli.aliases import alias, aliases, rollback, shadows
+from deltaserve.cli.bench import bench
 from deltaserve.cli.catalog import delete, models, pin, revision
 from deltaserve.cli.chat import chat
 from deltaserve.cli.explain import explain
@@ -35,7 +36,7 @@ def cli() -> None:
 for _command in (
     up, upload, compress, jobs, models, revision, report, alias, aliases, rollback, shadows,
     pin, delete, workers, drain, place, placement,
-    generate, chat, info,
+    generate, chat, info, bench,
 ):  # fmt: skip
     cli.add_command(_command)
 

@@ -4,64 +4,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from deltaserve.report.axes import (
+    BOTTOM,
+    LEFT,
+    PLOT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Scale,
+    grid,
+    level,
+    mark,
+    round_up,
+    svg,
+    tick,
+    x_name,
+    y_name,
+)
 from deltaserve.report.fields import Attempt, ClassSize, Histogram, Layer
 from deltaserve.report.markup import Html, join, tag
 from deltaserve.report.units import bits, bytes_text, number, power_of_ten
 
-WIDTH = 440.0
-_LEFT, _RIGHT, _TOP = 40.0, 6.0, 18.0
-_PLOT = 150.0  # height of a plot's area
 _WIDEST = 28.0  # bar
 _FEWEST = 7  # bins
-_BOTTOM = 36.0  # below it, for ticks and the axis's name
-
-
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """Takes values from low to high onto pixels from begin to end; logarithmic on request (then low > 0)."""
-
-    low: float
-    high: float
-    begin: float
-    end: float
-    log: bool = False
-
-    def __call__(self, value: float) -> float:
-        """Returns the pixel of a value, cut to the range."""
-        low, high, at = (math.log10(v) if self.log else v for v in (self.low, self.high, self._within(value)))
-        return self.begin + (self.end - self.begin) * (at - low) / (high - low)
-
-    def _within(self, value: float) -> float:
-        return min(max(value, self.low), self.high)
-
-
-def svg(key: str, title: str, description: str, height: float, *children: Html) -> Html:
-    """Returns a picture with a title and a description for those who do not see it."""
-    return tag(
-        "svg",
-        tag("title", title, id=f"{key}-title"),
-        tag("desc", description, id=f"{key}-desc"),
-        *children,
-        viewBox=f"0 0 {WIDTH:g} {height:g}",
-        role="img",
-        aria_labelledby=f"{key}-title {key}-desc",
-    )
 
 
 def kl_histogram(histogram: Histogram, p50: float | None, p99: float | None) -> Html:
     """Returns places by KL on a logarithmic axis; the outermost bars take what is beyond the edges."""
     edges, counts = histogram.edges, histogram.counts
     first, last = _filled(counts)
-    step = (WIDTH - _LEFT - _RIGHT) / (last - first + 1)
-    y = Scale(0, _round_up(max(*counts, 4)), _TOP + _PLOT, _TOP)
+    step = (WIDTH - LEFT - RIGHT) / (last - first + 1)
+    y = Scale(0, round_up(max(*counts, 4)), TOP + PLOT, TOP)
     bars = [
         _bar(
-            _LEFT + step * i,
+            LEFT + step * i,
             y(counts[b]),
             step,
-            _TOP + _PLOT,
+            TOP + PLOT,
             f"{_bin(edges, b)}: {counts[b]:,} tokens",
             beyond=b in {0, len(edges)},
         )
@@ -70,16 +50,16 @@ def kl_histogram(histogram: Histogram, p50: float | None, p99: float | None) -> 
     # bin b ends at edge b: between the edges around the shown bins, the axis is that of the edges
     inner = Scale(
         edges[max(first - 1, 0)], edges[min(last, len(edges) - 1)],
-        _LEFT + (step if first == 0 else 0), WIDTH - _RIGHT - (step if last == len(edges) else 0), log=True,
+        LEFT + (step if first == 0 else 0), WIDTH - RIGHT - (step if last == len(edges) else 0), log=True,
     )  # fmt: skip
     decades = range(math.ceil(math.log10(inner.low) - 1e-9), math.floor(math.log10(inner.high) + 1e-9) + 1)
-    ticks = [_tick(inner(10.0**power), power_of_ten(power)) for power in decades]
-    marks = [_mark(inner(value), name) for value, name in ((p50, "median"), (p99, "p99")) if value is not None]
+    ticks = [tick(inner(10.0**power), power_of_ten(power)) for power in decades]
+    marks = [mark(inner(value), name) for value, name in ((p50, "median"), (p99, "p99")) if value is not None]
     total = sum(counts)
     description = f"{total:,} tokens; median {number(p50)}, 99th percentile {number(p99)} nats"
     return svg(
-        "kl", "How KL spreads over tokens", description, _TOP + _PLOT + _BOTTOM,
-        _grid(y), *bars, *ticks, *marks, _x_name("KL, nats a token"), _y_name("tokens"),
+        "kl", "How KL spreads over tokens", description, TOP + PLOT + BOTTOM,
+        grid(y), *bars, *ticks, *marks, x_name("KL, nats a token"), y_name("tokens"),
     )  # fmt: skip
 
 
@@ -87,25 +67,25 @@ def layer_errors(layers: Sequence[Layer]) -> Html:
     """Returns a bar for each layer's mean error, and a tick at its worst tensor's."""
     errors = [error for layer in layers for error in (layer.error, layer.worst_error) if error is not None]
     top = max([error for error in errors if math.isfinite(error)] + [1e-9])
-    y = Scale(0, _round_up(top), _TOP + _PLOT, _TOP)
-    step = (WIDTH - _LEFT - _RIGHT) / len(layers)
+    y = Scale(0, round_up(top), TOP + PLOT, TOP)
+    step = (WIDTH - LEFT - RIGHT) / len(layers)
     every = math.ceil(len(layers) / 12)
     shapes: list[Html] = []
     for i, layer in enumerate(layers):
-        x = _LEFT + step * i
-        shapes.append(_bar(x, y(layer.error), step, _TOP + _PLOT, f"layer {layer.layer}: mean {number(layer.error)}"))
+        x = LEFT + step * i
+        shapes.append(_bar(x, y(layer.error), step, TOP + PLOT, f"layer {layer.layer}: mean {number(layer.error)}"))
         if layer.worst_error is not None:
             at = y(layer.worst_error)
             half = 0.35 * min(step, _WIDEST)
             middle = x + step / 2
             shapes.append(tag("line", x1=middle - half, x2=middle + half, y1=at, y2=at, class_="worst"))
         if i % every == 0:
-            shapes.append(_tick(x + step / 2, str(layer.layer), line=False))
+            shapes.append(tick(x + step / 2, str(layer.layer), line=False))
     worst = max(layers, key=lambda layer: layer.error)
     description = f"{len(layers)} layers; the largest mean is {number(worst.error)} in layer {worst.layer}"
     return svg(
-        "layers", "Relative output error by layer", description, _TOP + _PLOT + _BOTTOM,
-        _grid(y), *shapes, _x_name("layer"), _y_name("relative output error"),
+        "layers", "Relative output error by layer", description, TOP + PLOT + BOTTOM,
+        grid(y), *shapes, x_name("layer"), y_name("relative output error"),
     )  # fmt: skip
 
 
@@ -134,20 +114,20 @@ def attempts(tries: Sequence[Attempt]) -> Html | None:
         return None
     spread = [bits for bits, _ in known]
     margin = max(0.1, 0.1 * (max(spread) - min(spread)))
-    x = Scale(min(spread) - margin, max(spread) + margin, _LEFT, WIDTH - _RIGHT)
+    x = Scale(min(spread) - margin, max(spread) + margin, LEFT, WIDTH - RIGHT)
     low, high = (fit(math.log10(edge(kl for _, kl in known))) for fit, edge in ((math.floor, min), (math.ceil, max)))
-    y = Scale(10.0**low, 10.0 ** max(high, low + 1), _TOP + _PLOT, _TOP, log=True)
+    y = Scale(10.0**low, 10.0 ** max(high, low + 1), TOP + PLOT, TOP, log=True)
     line = " ".join(f"{x(bits):.1f},{y(kl):.1f}" for bits, kl in known)
     dots = [
         tag("circle", tag("title", f"{bits:.2f} bits, KL {number(kl)}"), cx=x(bits), cy=y(kl), r=4, class_="dot")
         for bits, kl in known
     ]
-    lines = [_line(y(10.0**p), power_of_ten(p)) for p in range(low, max(high, low + 1) + 1)]
-    ends = [_tick(x(bits), f"{bits:.2f}") for bits in sorted({min(spread), max(spread)})]
+    lines = [level(y(10.0**p), power_of_ten(p)) for p in range(low, max(high, low + 1) + 1)]
+    ends = [tick(x(bits), f"{bits:.2f}") for bits in sorted({min(spread), max(spread)})]
     return svg(
-        "attempts", "KL over bits of the attempts", f"{len(known)} attempts", _TOP + _PLOT + _BOTTOM,
+        "attempts", "KL over bits of the attempts", f"{len(known)} attempts", TOP + PLOT + BOTTOM,
         join(lines), tag("polyline", points=line, class_="path"), *dots, *ends,
-        _x_name("bits a parameter"), _y_name("KL, nats a token"),
+        x_name("bits a parameter"), y_name("KL, nats a token"),
     )  # fmt: skip
 
 
@@ -183,50 +163,3 @@ def _bar(x: float, top: float, step: float, floor: float, told: str, *, beyond: 
 
 def _length(width: float, y: float, kind: str) -> Html:
     return tag("rect", x=0, y=y, width=max(width, 1.0), height=8, rx=1, class_=kind)
-
-
-def _grid(y: Scale) -> Html:
-    step = _round_step(y.high / 4)
-    return join(_line(y(step * i), f"{step * i:,.6g}") for i in range(int(y.high / step + 1e-9) + 1))
-
-
-def _line(y: float, name: str) -> Html:
-    return join([
-        tag("line", x1=_LEFT, x2=WIDTH - _RIGHT, y1=y, y2=y, class_="grid"),
-        tag("text", name, x=_LEFT - 6, y=y + 4, text_anchor="end"),
-    ])  # fmt: skip
-
-
-def _tick(x: float, name: str, *, line: bool = True) -> Html:
-    floor = _TOP + _PLOT
-    return join([
-        tag("line", x1=x, x2=x, y1=floor, y2=floor + 4, class_="tick") if line else None,
-        tag("text", name, x=x, y=floor + 16, text_anchor="middle"),
-    ])  # fmt: skip
-
-
-def _mark(x: float, name: str) -> Html:
-    side = "end" if x > WIDTH - 80 else "start"
-    return join([
-        tag("line", x1=x, x2=x, y1=_TOP - 4, y2=_TOP + _PLOT, class_="mark"),
-        tag("text", name, x=x + (4 if side == "start" else -4), y=_TOP + 4, text_anchor=side, class_="name"),
-    ])  # fmt: skip
-
-
-def _x_name(name: str) -> Html:
-    return tag("text", name, x=(_LEFT + WIDTH - _RIGHT) / 2, y=_TOP + _PLOT + 32, text_anchor="middle", class_="name")
-
-
-def _y_name(name: str) -> Html:
-    return tag("text", name, x=0, y=10, class_="name")
-
-
-def _round_up(value: float) -> float:
-    step = _round_step(value / 4)
-    return step * math.ceil(value / step - 1e-9)
-
-
-def _round_step(value: float) -> float:
-    """Returns the next 1, 2, 2.5 or 5 times a power of ten."""
-    power = 10.0 ** math.floor(math.log10(value))
-    return next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= value * (1 - 1e-9))

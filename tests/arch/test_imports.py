@@ -10,7 +10,10 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "cupy", "transformers", "safetensors", "numpy")
 
 
-LIGHT = ("services.router.__main__", "services.router.server", "deltaserve.client", "deltaserve.cli.main")
+LIGHT = (
+    "services.router.__main__", "services.router.server", "deltaserve.client", "deltaserve.cli.main",
+    "deltaserve.bench.child",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("module", LIGHT)
