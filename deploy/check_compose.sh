@@ -40,7 +40,7 @@ if ! docker info >/dev/null 2>&1; then
     podman system service -t 0 "unix://$work/podman.sock" 2>"$work/podman.log" &
     pids+=($!)
     export DOCKER_HOST="unix://$work/podman.sock" DOCKER_BUILDKIT=0
-    while sleep 2; do podman ps -q | xargs -r -n 1 podman healthcheck run; done >/dev/null 2>&1 &
+    while sleep 2; do podman ps -q | xargs -r -n 1 podman healthcheck run || true; done >/dev/null 2>&1 &
     pids+=($!)
     until [ -S "$work/podman.sock" ]; do sleep 0.2; done
     pid_of() { podman inspect -f '{{.State.Pid}}' "$1"; }

@@ -7,7 +7,6 @@ machine's own network is touched. Links are cut and healed as cables are.
 
 import asyncio
 import os
-
 import subprocess
 import sys
 import urllib.error
