@@ -159,8 +159,9 @@ class Catalog:
         if self._reading is None:
             self._reading = asyncio.create_task(self._refresh_behind())
         if not self._behind:
-            await asyncio.wait({self._reading}, timeout=self._patience)
-            self._behind = self._behind or self._reading is not None
+            _, late = await asyncio.wait({self._reading}, timeout=self._patience)
+            if late:
+                self._behind = True
 
     async def _refresh_behind(self) -> None:
         try:
