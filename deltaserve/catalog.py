@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from deltaserve.aliases import AliasVersion, read_version, stored_version
 from deltaserve.delta.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from deltaserve.errors import NotFoundError, PreconditionError
+from deltaserve.errors import NotFoundError, PreconditionError, StoreError
 from deltaserve.names import RevisionName, parse_model
 from deltaserve.store import Store, delta_key, setting_prefix
+
+log = logging.getLogger(__name__)
 
 ALIAS, PIN = "aliases", "pins"  # kinds of settings
 
@@ -46,11 +49,18 @@ class _View:
 
 
 class Catalog:
-    """A cached view of the store, at most `ttl` seconds old when a name resolves, fresh when one does not."""
+    """A cached view of the store, at most `ttl` seconds old when a name resolves, fresh when one does not.
 
-    def __init__(self, store: Store, ttl: float = 2.0) -> None:
+    A store that fails or is slow does not stop what is known: once a view is there, a reading gets `patience` seconds
+    and goes on in the background; until it is done, names resolve by the old view at once.
+    """
+
+    def __init__(self, store: Store, ttl: float = 2.0, patience: float = 1.0) -> None:
         self._store = store
         self._ttl = ttl
+        self._patience = patience
+        self._behind = False  # the last reading failed or took too long
+        self._reading: asyncio.Task[None] | None = None
         self._view = _View()
         self._read_at = float("-inf")
         self._lock = asyncio.Lock()
@@ -65,6 +75,7 @@ class Catalog:
             started = time.monotonic()
             self._view = await self._read()
             self._read_at = started
+            self._behind = False
             known = {RevisionName(model, r) for model, rs in self._view.revisions.items() for r in rs}
             self._manifests = {name: m for name, m in self._manifests.items() if name in known}
 
@@ -140,8 +151,26 @@ class Catalog:
         return RevisionName(model, revision) if revision in revisions else None
 
     async def _refresh_if_old(self) -> None:
-        if time.monotonic() - self._read_at > self._ttl:
+        if time.monotonic() - self._read_at <= self._ttl:
+            return
+        if self._read_at == float("-inf"):
+            await self.refresh()  # nothing is known yet
+            return
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._refresh_behind())
+        if not self._behind:
+            _, late = await asyncio.wait({self._reading}, timeout=self._patience)
+            if late:
+                self._behind = True
+
+    async def _refresh_behind(self) -> None:
+        try:
             await self.refresh()
+        except StoreError as error:
+            self._behind = True
+            log.warning("names resolve by a view %.0f s old: %s", time.monotonic() - self._read_at, error)
+        finally:
+            self._reading = None
 
     async def _read(self) -> _View:
         revisions: dict[str, list[str]] = {}

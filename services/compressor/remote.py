@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import obstore
 from obstore.exceptions import BaseError
 from obstore.exceptions import NotFoundError as ObjectNotFoundError
-from obstore.store import ObjectStore, from_url
+from obstore.store import from_url
 
 from deltaserve import files
 from deltaserve.delta.headers import refuse_pickle
 from deltaserve.errors import NotFoundError, PreconditionError, QuotaError
 from deltaserve.names import check_file_name
+from deltaserve.store import Store
 
 # what a checkpoint or packed delta consists of; anything else beside it (pickled twins, logs) stays where it is
 WANTED = (".safetensors", ".json", ".jsonl", ".txt", ".model", ".jinja")
@@ -28,6 +30,7 @@ async def fetch_folder(uri: str, folder: Path, disk_reserve: int) -> None:
         NotFoundError: nothing is there.
         InvalidArgumentError: there are weights, but not as safetensors.
         PreconditionError: it cannot be read.
+        StoreError: it could be read at first, and then no more.
         QuotaError: the disk is too small.
     """
     try:
@@ -42,7 +45,7 @@ async def fetch_folder(uri: str, folder: Path, disk_reserve: int) -> None:
             check_file_name(name, "source_uri")
         missing = await asyncio.to_thread(_missing, folder, wanted, disk_reserve)
         for name in missing:
-            await _download(backend, name, folder / name)
+            await _download(Store.open(uri), name, wanted[name], folder / name)
     except (BaseError, ValueError, OSError) as error:
         raise PreconditionError(f"cannot read {uri!r}: {error}", uri=uri) from error
 
@@ -55,7 +58,7 @@ async def fetch_file(uri: str, folder: Path, disk_reserve: int) -> Path:
         backend = from_url(parent)
         size = (await obstore.head_async(backend, name))["size"]
         if await asyncio.to_thread(_missing, folder, {name: size}, disk_reserve):
-            await _download(backend, name, path)
+            await _download(Store.open(parent), name, size, path)
     except (ObjectNotFoundError, FileNotFoundError) as error:
         raise NotFoundError(f"there is no object {uri!r}", kind="object", name=uri) from error
     except (BaseError, ValueError, OSError) as error:
@@ -63,13 +66,13 @@ async def fetch_file(uri: str, folder: Path, disk_reserve: int) -> Path:
     return path
 
 
-async def _download(backend: ObjectStore, name: str, path: Path) -> None:
+async def _download(store: Store, name: str, size: int, path: Path) -> None:
     temp = files.temp_beside(path)
     try:
-        response = await obstore.get_async(backend, name)
         with temp.open("wb") as file:
-            async for piece in response.stream(min_chunk_size=4 << 20):
-                await asyncio.to_thread(file.write, piece)
+            async with contextlib.aclosing(store.pieces(name, size)) as pieces:
+                async for piece in pieces:
+                    await asyncio.to_thread(file.write, piece)
         await asyncio.to_thread(files.publish, temp, path)
     finally:
         temp.unlink(missing_ok=True)
