@@ -17,6 +17,7 @@ from deltaserve.cli.jobs import jobs
 from deltaserve.cli.publish import compress, upload
 from deltaserve.cli.report import report
 from deltaserve.cli.up import up
+from deltaserve.cli.usage import key, usage
 from deltaserve.cli.workers import drain, place, placement, workers
 from deltaserve.errors import DeltaServeError
 
@@ -32,6 +33,7 @@ def cli() -> None:
 
 for _command in (
     up, upload, compress, jobs, models, revision, report, alias, pin, delete, workers, drain, place, placement,
+    usage, key,
     generate, chat, info,
 ):  # fmt: skip
     cli.add_command(_command)

@@ -43,6 +43,8 @@ class AdminServiceStub:
     """What this router's last round of placement decided, and why: what it expects of each revision, where it wants it, and
     what it told the workers lately. Routers that hear the same from the workers decide the same.
     """
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]
+    """What API keys and models used of this router, what is left of their quotas, and what of theirs waits."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -59,6 +61,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """What this router's last round of placement decided, and why: what it expects of each revision, where it wants it, and
     what it told the workers lately. Routers that hear the same from the workers decide the same.
     """
+    GetUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What API keys and models used of this router, what is left of their quotas, and what of theirs waits."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks into the running system and moves work."""
@@ -96,5 +100,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """What this router's last round of placement decided, and why: what it expects of each revision, where it wants it, and
         what it told the workers lately. Routers that hear the same from the workers decide the same.
         """
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _admin_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetUsageResponse, _abc.Awaitable[_admin_pb2.GetUsageResponse]]:
+        """What API keys and models used of this router, what is left of their quotas, and what of theirs waits."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

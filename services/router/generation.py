@@ -15,6 +15,7 @@ from deltaserve.v1.inference_pb2 import Accepted, GenerateRequest, GenerateRespo
 from services.router.admission.keys import ANONYMOUS, Caller
 from services.router.dispatch import Dispatcher
 from services.router.flight import Flight, StreamLimits, Target
+from services.router.pacing import Pacing
 from services.router.rates import RateBook
 from services.router.settings import RouterSettings
 from services.router.targets import Targets
@@ -25,10 +26,15 @@ Write = Callable[[GenerateResponse], Awaitable[None]]
 
 
 class Generations:
-    """Runs generations and knows which are running."""
+    """Runs generations and knows which are running.
+
+    Attributes:
+        pacing: of all streams.
+    """
 
     def __init__(self, settings: RouterSettings, targets: Targets, dispatcher: Dispatcher, rates: RateBook) -> None:
-        self._limits = StreamLimits(settings.buffer_bytes, settings.slow_consumer_seconds)
+        self.pacing = Pacing()
+        self._limits = StreamLimits(settings.buffer_bytes, settings.slow_consumer_seconds, self.pacing)
         self._targets = targets
         self._dispatcher = dispatcher
         self._rates = rates

@@ -136,7 +136,8 @@ def test_books_balance_whatever_happens(seed: int) -> None:
         if what < 0.55 or not waiting:
             waiting.append(
                 push(
-                    queue, next(numbers), key=draw.choice("xyz"), model=draw.choice("abc"), weight=draw.choice([1, 2.5]),
+                    queue, next(numbers), key=draw.choice("xyz"), model=draw.choice("abc"),
+                    weight=draw.choice([1, 2.5]),
                     cost=draw.uniform(1, 50), priority=draw.choice([-1, 0, 0, 0, 3, RESUMED]),
                 )
             )  # fmt: skip

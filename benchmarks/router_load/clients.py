@@ -1,0 +1,116 @@
+"""Clients that read raw bytes, in a process of their own, so that they cost little and disturb nothing.
+
+Prints one line of JSON: streams, tokens, seconds, frames, and the times to first token in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from dataclasses import dataclass, field
+
+import grpc
+import uvloop
+
+from deltaserve.v1 import inference_pb2 as pb
+
+_METHOD = "/deltaserve.v1.InferenceService/Generate"
+_CHANNELS = 4
+_OPENING = 256  # streams that are opened at a time
+
+
+@dataclass
+class Seen:
+    """What clients saw.
+
+    Attributes:
+        tokens: all.
+        frames: messages or reads with tokens in them.
+        firsts: seconds to the first token, by stream.
+    """
+
+    tokens: int = 0
+    frames: int = 0
+    firsts: list[float] = field(default_factory=list)
+
+
+async def over_grpc(channel: grpc.aio.Channel, tokens: int, seen: Seen) -> None:
+    """Reads one stream of frames, unparsed."""
+    request = pb.GenerateRequest(model="base", text="a", stopping=pb.StoppingParams(max_tokens=tokens))
+    began, first = time.perf_counter(), True
+    call = channel.unary_stream(_METHOD)(request.SerializeToString())
+    while isinstance(data := await call.read(), bytes):
+        if found := data.count(b" word"):
+            if first:
+                seen.firsts.append(time.perf_counter() - began)
+                first = False
+            seen.tokens += found
+            seen.frames += 1
+
+
+async def over_http(address: str, tokens: int, seen: Seen) -> None:
+    """Reads one stream of server-sent events."""
+    host, _, port = address.rpartition(":")
+    began, first = time.perf_counter(), True
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = json.dumps({"model": "base", "prompt": "a", "max_tokens": tokens, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    try:
+        while data := await reader.read(1 << 16):
+            if found := data.count(b" word"):
+                if first:
+                    seen.firsts.append(time.perf_counter() - began)
+                    first = False
+                seen.tokens += found
+                seen.frames += data.count(b"data: ")
+    finally:
+        writer.close()
+
+
+async def run(arguments: argparse.Namespace) -> None:
+    """Runs the streams, together or one after the other, and tells what was seen."""
+    seen, opening = Seen(), asyncio.Semaphore(_OPENING)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels = [grpc.aio.insecure_channel(arguments.address, options=options) for _ in range(arguments.channels)]
+
+    async def stream(number: int) -> None:
+        if arguments.way == "http":
+            await over_http(arguments.address, arguments.tokens, seen)
+        else:
+            await over_grpc(channels[number % len(channels)], arguments.tokens, seen)
+
+    async def opened(number: int) -> None:
+        async with opening:
+            await asyncio.sleep(0)
+        await stream(number)
+
+    began = time.perf_counter()
+    if arguments.pause is None:
+        await asyncio.gather(*(opened(number) for number in range(arguments.streams)))
+    else:
+        for number in range(arguments.streams):
+            await stream(number)
+            await asyncio.sleep(arguments.pause)
+    seconds = time.perf_counter() - began
+    print(json.dumps({"tokens": seen.tokens, "frames": seen.frames, "seconds": seconds, "firsts": seen.firsts}))
+    for channel in channels:
+        await channel.close()
+
+
+def main() -> None:
+    """Reads the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--way", choices=("http", "grpc"), required=True)
+    parser.add_argument("--address", required=True)
+    parser.add_argument("--streams", type=int, required=True)
+    parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--channels", type=int, default=_CHANNELS)
+    parser.add_argument("--pause", type=float, help="one stream at a time, with such pauses between them")
+    uvloop.run(run(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()
