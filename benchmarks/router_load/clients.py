@@ -11,9 +11,9 @@ import json
 import time
 from dataclasses import dataclass, field
 
-import grpc
 import uvloop
 
+from benchmarks.router_load.http2 import Connection, connect
 from deltaserve.v1 import inference_pb2 as pb
 
 _METHOD = "/deltaserve.v1.InferenceService/Generate"
@@ -36,18 +36,24 @@ class Seen:
     firsts: list[float] = field(default_factory=list)
 
 
-async def over_grpc(channel: grpc.aio.Channel, tokens: int, seen: Seen) -> None:
+async def over_grpc(connection: Connection, tokens: int, seen: Seen) -> None:
     """Reads one stream of frames, unparsed."""
     request = pb.GenerateRequest(model="base", text="a", stopping=pb.StoppingParams(max_tokens=tokens))
-    began, first = time.perf_counter(), True
-    call = channel.unary_stream(_METHOD)(request.SerializeToString())
-    while isinstance(data := await call.read(), bytes):
+    began, first, read = time.perf_counter(), True, 0
+
+    def take(data: bytes) -> None:
+        nonlocal first, read
         if found := data.count(b" word"):
             if first:
                 seen.firsts.append(time.perf_counter() - began)
                 first = False
+            read += found
             seen.tokens += found
             seen.frames += 1
+
+    await connection.call(_METHOD, request.SerializeToString(), take)
+    if read != tokens:
+        raise RuntimeError(f"a stream ended after {read} of {tokens} tokens")
 
 
 async def over_http(address: str, tokens: int, seen: Seen) -> None:
@@ -73,8 +79,8 @@ async def over_http(address: str, tokens: int, seen: Seen) -> None:
 async def run(arguments: argparse.Namespace) -> None:
     """Runs the streams, together or one after the other, and tells what was seen."""
     seen, opening = Seen(), asyncio.Semaphore(_OPENING)
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(arguments.address, options=options) for _ in range(arguments.channels)]
+    grpc = arguments.way == "grpc"
+    channels = [await connect(arguments.address) for _ in range(arguments.channels if grpc else 0)]
 
     async def stream(number: int) -> None:
         if arguments.way == "http":
@@ -97,7 +103,7 @@ async def run(arguments: argparse.Namespace) -> None:
     seconds = time.perf_counter() - began
     print(json.dumps({"tokens": seen.tokens, "frames": seen.frames, "seconds": seconds, "firsts": seen.firsts}))
     for channel in channels:
-        await channel.close()
+        channel.close()
 
 
 def main() -> None:
