@@ -36,9 +36,10 @@ class Seen:
     firsts: list[float] = field(default_factory=list)
 
 
-async def over_grpc(connection: Connection, tokens: int, seen: Seen) -> None:
+async def over_grpc(connection: Connection, tokens: int, flush_ms: int, seen: Seen) -> None:
     """Reads one stream of frames, unparsed."""
     request = pb.GenerateRequest(model="base", text="a", stopping=pb.StoppingParams(max_tokens=tokens))
+    request.response.max_flush_ms = flush_ms
     began, first, read = time.perf_counter(), True, 0
 
     def take(data: bytes) -> None:
@@ -86,7 +87,7 @@ async def run(arguments: argparse.Namespace) -> None:
         if arguments.way == "http":
             await over_http(arguments.address, arguments.tokens, seen)
         else:
-            await over_grpc(channels[number % len(channels)], arguments.tokens, seen)
+            await over_grpc(channels[number % len(channels)], arguments.tokens, arguments.flush_ms, seen)
 
     async def opened(number: int) -> None:
         async with opening:
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, required=True)
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--channels", type=int, default=_CHANNELS)
+    parser.add_argument("--flush-ms", type=int, default=0, help="gRPC: let the router gather tokens for so long")
     parser.add_argument("--pause", type=float, help="one stream at a time, with such pauses between them")
     uvloop.run(run(parser.parse_args()))
 

@@ -112,6 +112,7 @@ class Generations:
         flight.outlet.put([_accepted(flight.id, flight.target)])
         try:
             self._dispatcher.enter(flight)
+            await asyncio.sleep(0)  # the session sends the request before the client hears that it was taken
             await flight.outlet.drain_to(write)
         finally:
             flight.stop_clock()

@@ -33,7 +33,7 @@ from deltaserve.v1.worker_pb2 import (
 from deltaserve.v1.worker_pb2_grpc import WorkerServiceStub
 from services.router.costs import LoadCosts, LoadSample, Tier
 from services.router.flight import Flight
-from services.router.routing import WorkerView
+from services.router.routing import Room, WorkerView
 from services.router.session import Session, open_session
 
 log = logging.getLogger(__name__)
@@ -173,6 +173,14 @@ class WorkerLink:
             raise error_from_rpc(error) from error
         return answer.response
 
+    def room(self) -> Room:
+        """Returns how full the worker is."""
+        return Room(
+            outstanding=max(len(self.flights), self.report.running + self.report.waiting),
+            max_running=self.welcome.max_running if self.welcome else 0,
+            service_seconds=self.report.service_time.ToNanoseconds() / 1e9,
+        )
+
     def view(self) -> WorkerView:
         """Returns what routing needs to know."""
         welcome, report = self.welcome or Welcome(), self.report
@@ -184,7 +192,6 @@ class WorkerLink:
             max_running=welcome.max_running,
             step_seconds=report.step_time.ToNanoseconds() / 1e9,
             service_seconds=report.service_time.ToNanoseconds() / 1e9 or self._service_seconds,
-            service_known=report.service_time.ToNanoseconds() > 0,
             delta_bytes_free=max(0, report.delta_bytes_budget - report.delta_bytes_used),
             tiers=self._tiers,
             expected={f.target.revision for f in self.flights.values()},

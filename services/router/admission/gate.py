@@ -115,7 +115,7 @@ def check_wait(expected: float | None, patience: float | None) -> None:
         expected: seconds that it would wait; None: nobody knows.
         patience: seconds that its caller waits; None: for ever.
     """
-    if expected is None or patience is None or expected <= patience:
+    if expected is None or patience is None or expected <= max(0.0, patience):
         return
     raise OverloadedError(
         f"the request would wait for about {expected:.1f} s, longer than the {max(0.0, patience):.1f} s that its "
