@@ -29,21 +29,28 @@ class Seen:
         tokens: all.
         frames: messages or reads with tokens in them.
         firsts: seconds to the first token, by stream.
+        opening: how many more streams may be opened before those before are answered: gRPC's server turns away calls
+            by itself, without a reason, when more than a thousand wait to be taken.
     """
 
     tokens: int = 0
     frames: int = 0
     firsts: list[float] = field(default_factory=list)
+    opening: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_OPENING))
 
 
 async def over_grpc(connection: Connection, tokens: int, flush_ms: int, seen: Seen) -> None:
     """Reads one stream of frames, unparsed."""
     request = pb.GenerateRequest(model="base", text="a", stopping=pb.StoppingParams(max_tokens=tokens))
     request.response.max_flush_ms = flush_ms
-    began, first, read = time.perf_counter(), True, 0
+    await seen.opening.acquire()
+    began, first, read, answered = time.perf_counter(), True, 0, False
 
     def take(data: bytes) -> None:
-        nonlocal first, read
+        nonlocal first, read, answered
+        if not answered:
+            answered = True
+            seen.opening.release()
         if found := data.count(b" word"):
             if first:
                 seen.firsts.append(time.perf_counter() - began)
@@ -79,7 +86,7 @@ async def over_http(address: str, tokens: int, seen: Seen) -> None:
 
 async def run(arguments: argparse.Namespace) -> None:
     """Runs the streams, together or one after the other, and tells what was seen."""
-    seen, opening = Seen(), asyncio.Semaphore(_OPENING)
+    seen = Seen()
     grpc = arguments.way == "grpc"
     channels = [await connect(arguments.address) for _ in range(arguments.channels if grpc else 0)]
 
@@ -89,14 +96,9 @@ async def run(arguments: argparse.Namespace) -> None:
         else:
             await over_grpc(channels[number % len(channels)], arguments.tokens, arguments.flush_ms, seen)
 
-    async def opened(number: int) -> None:
-        async with opening:
-            await asyncio.sleep(0)
-        await stream(number)
-
     began = time.perf_counter()
     if arguments.pause is None:
-        await asyncio.gather(*(opened(number) for number in range(arguments.streams)))
+        await asyncio.gather(*(stream(number) for number in range(arguments.streams)))
     else:
         for number in range(arguments.streams):
             await stream(number)

@@ -89,12 +89,12 @@ async def told(clients: Process) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def running(step_seconds: float, routers: int = 1) -> AsyncIterator[System]:
+async def running(step_seconds: float, routers: int = 1, stride: int = 1) -> AsyncIterator[System]:
     """Runs a worker and routers while the block runs."""
     mine, others = cores()
     with tempfile.TemporaryDirectory() as store:
         system = System(free(), free(), free(), [])
-        flags = ("--listen", system.worker, "--step-seconds", str(step_seconds))
+        flags = ("--listen", system.worker, "--step-seconds", str(step_seconds), "--stride", str(stride))
         processes = [await start("benchmarks.router_load.worker", *flags, on=others)]
         try:
             for number in range(routers):
@@ -105,7 +105,7 @@ async def running(step_seconds: float, routers: int = 1) -> AsyncIterator[System
             await asyncio.sleep(_SETTLE_SECONDS)  # sessions with the worker; all routers of a shared port
             for _ in range(routers * 4):
                 await system.ask("grpc", 1, 1, "--channels", "1")
-            await system.ask("grpc", 32, 20)
+            await system.ask("grpc", 32, 20 if stride == 1 else 1)
             yield system
         finally:
             for process in processes:

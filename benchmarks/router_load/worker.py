@@ -1,4 +1,4 @@
-"""A worker without a model, in a process of its own: each step makes a token for every request.
+"""A worker without a model, in a process of its own: each step makes a token for one in `stride` of the requests.
 
 A request of one token is answered at once, so that time to first token is the way's and not the step's.
 """
@@ -24,8 +24,9 @@ _REPORT_SECONDS = 0.5
 class Steps(WorkerServiceServicer):
     """See above; serves any number of routers."""
 
-    def __init__(self, step_seconds: float) -> None:
+    def __init__(self, step_seconds: float, stride: int) -> None:
         self._step_seconds = step_seconds
+        self._stride = stride
 
     async def Session(self, requests: Any, context: Any) -> None:  # type: ignore[override] # noqa: N802
         """Serves a router."""
@@ -59,16 +60,19 @@ class Steps(WorkerServiceServicer):
     async def _steps(self, left: dict[str, int], outbox: asyncio.Queue[wpb.SessionResponse]) -> None:
         loop = asyncio.get_running_loop()
         due = reported = loop.time()
+        step = 0
         while True:
             due = max(due + self._step_seconds, loop.time() - self._step_seconds)
             await asyncio.sleep(due - loop.time())
             if loop.time() >= reported:
                 reported = loop.time() + _REPORT_SECONDS
                 outbox.put_nowait(wpb.SessionResponse(state=wpb.StateReport(delta_bytes_budget=1)))
-            if left:
-                outputs = [_output(name, tokens) for name, tokens in left.items()]
+            step += 1
+            turn = [name for name in left if hash(name) % self._stride == step % self._stride]
+            if turn:
+                outputs = [_output(name, left[name]) for name in turn]
                 outbox.put_nowait(wpb.SessionResponse(outputs=wpb.StepOutputs(outputs=outputs)))
-                for name in list(left):
+                for name in turn:
                     left[name] -= 1
                     if not left[name]:
                         del left[name]
@@ -84,9 +88,9 @@ def _output(name: str, left: int) -> wpb.RequestOutput:
 
 
 @contextlib.asynccontextmanager
-async def stepping(address: str, step_seconds: float) -> AsyncIterator[int]:
+async def stepping(address: str, step_seconds: float, stride: int) -> AsyncIterator[int]:
     """Runs the worker while the block runs; yields its port."""
-    register = lambda server: add_WorkerServiceServicer_to_server(Steps(step_seconds), server)  # noqa: E731
+    register = lambda server: add_WorkerServiceServicer_to_server(Steps(step_seconds, stride), server)  # noqa: E731
     async with serving(address, register, [_SERVICE], grace_seconds=0) as host:
         yield host.port
 
@@ -96,10 +100,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--listen", required=True)
     parser.add_argument("--step-seconds", type=float, required=True)
+    parser.add_argument("--stride", type=int, default=1)
     arguments = parser.parse_args()
 
     async def run(stop: asyncio.Event) -> int:
-        async with stepping(arguments.listen, arguments.step_seconds):
+        async with stepping(arguments.listen, arguments.step_seconds, arguments.stride):
             await stop.wait()
         return 0
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 import grpc
@@ -194,7 +194,7 @@ class WorkerLink:
             service_seconds=report.service_time.ToNanoseconds() / 1e9 or self._service_seconds,
             delta_bytes_free=max(0, report.delta_bytes_budget - report.delta_bytes_used),
             tiers=self._tiers,
-            expected={f.target.revision for f in self.flights.values()},
+            expected=_Expected(self.flights),
             arriving={a.revision: 1 - a.bytes_done / max(a.bytes_total, 1) for a in report.arriving if a.to_memory},
             costs=self.costs,
         )
@@ -263,6 +263,22 @@ class WorkerLink:
     def _send(self, message: SessionRequest) -> None:
         if self._session is not None:
             self._session.send(message)
+
+
+class _Expected(Collection[str]):
+    """Revisions that flights need; looked at when somebody asks, since there may be thousands of flights."""
+
+    def __init__(self, flights: Mapping[str, Flight]) -> None:
+        self._flights = flights
+
+    def __contains__(self, revision: object) -> bool:
+        return any(flight.target.revision == revision for flight in self._flights.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({flight.target.revision for flight in self._flights.values()})
+
+    def __len__(self) -> int:
+        return len(set(iter(self)))
 
 
 def load_samples(report: StateReport) -> list[LoadSample]:
