@@ -29,8 +29,8 @@ class Seen:
         tokens: all.
         frames: messages or reads with tokens in them.
         firsts: seconds to the first token, by stream.
-        opening: how many more streams may be opened before those before are answered: gRPC's server turns away calls
-            by itself, without a reason, when more than a thousand wait to be taken.
+        opening: how many more streams may be opened before those before are answered: of thousands opened in one go
+            many end as CANCELLED before the router's code sees them.
     """
 
     tokens: int = 0
