@@ -20,6 +20,7 @@ from deltaserve.cli.jobs import jobs
 from deltaserve.cli.publish import compress, upload
 from deltaserve.cli.report import report
 from deltaserve.cli.up import up
+from deltaserve.cli.usage import key, usage
 from deltaserve.cli.workers import drain, place, placement, workers
 from deltaserve.errors import DeltaServeError
 
@@ -36,6 +37,7 @@ def cli() -> None:
 for _command in (
     up, upload, compress, jobs, models, revision, report, alias, aliases, rollback, shadows,
     pin, delete, workers, drain, place, placement,
+    usage, key,
     generate, chat, info, bench,
 ):  # fmt: skip
     cli.add_command(_command)

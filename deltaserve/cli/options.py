@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,7 +18,8 @@ _PATIENCE = 1.5  # seconds: somebody waits, and a server that is away is most of
 
 def connect(server: str, *, patience: float = _PATIENCE) -> Client:
     """Returns a client of the router; work that takes long may be told to wait longer for a restarting server."""
-    return Client(server, patience=patience)
+    # not an option: everybody on the machine may read command lines
+    return Client(server, patience=patience, api_key=os.environ.get("DELTASERVE_API_KEY") or None)
 
 
 def server_option(command: F) -> F:

@@ -17,6 +17,7 @@ from deltaserve.client.retry import persistent, unary
 from deltaserve.client.tracing import ClientSpan, calling
 from deltaserve.client.transfer import ProgressCallback, UploadProgress, send
 from deltaserve.rpc.channels import edge_channel
+from deltaserve.rpc.keyed import with_key
 from deltaserve.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, models_pb2, models_pb2_grpc
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -29,18 +30,26 @@ class AsyncClient:
     are repeated with growing pauses while the server is unavailable, for at most `patience` seconds.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = 30.0, patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float = 30.0,
+        patience: float = 30.0,
+        api_key: str | None = None,
+    ) -> None:
         """Makes a client; it connects with its first call.
 
         Args:
             address: host:port.
             timeout: seconds that a short call may take; generations and uploads are not short.
             patience: seconds to keep trying while the server is unavailable; 0 tries once.
+            api_key: sent with every call; None: nothing is.
         """
         self.address = address
         self._timeout = timeout
         self._patience = patience
-        self._channel = edge_channel(address)
+        self._channel = with_key(edge_channel(address), api_key)
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._models = models_pb2_grpc.ModelServiceStub(self._channel)
         self._admin = admin_pb2_grpc.AdminServiceStub(self._channel)
@@ -229,6 +238,11 @@ class AsyncClient:
         """Returns what the router's last round of placement decided and why, of one model or of all."""
         request = admin_pb2.GetPlacementRequest(model=model)
         return await persistent(lambda: self._admin.GetPlacement(request, timeout=self._timeout), self._patience)
+
+    async def usage(self) -> admin_pb2.GetUsageResponse:
+        """Returns what API keys and models used of the router, and what is left of their quotas."""
+        request = admin_pb2.GetUsageRequest()
+        return await persistent(lambda: self._admin.GetUsage(request, timeout=self._timeout), self._patience)
 
     async def place(self, model: str, tier: inference_pb2.Tier.ValueType, worker: str = "") -> None:
         """Brings a revision into memory (TIER_DEVICE) or lets go of it (TIER_STORE), on one worker or on all."""

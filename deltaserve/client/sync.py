@@ -116,12 +116,19 @@ async def _next(generation: AsyncGeneration) -> inference_pb2.GenerateResponse |
 class Client:
     """AsyncClient for code without asyncio: the same methods, arguments and errors; several threads may share one."""
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, timeout: float = 30.0, patience: float = 30.0) -> None:
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        timeout: float = 30.0,
+        patience: float = 30.0,
+        api_key: str | None = None,
+    ) -> None:
         """Makes a client; see AsyncClient."""
         self._loop = _LoopThread()
 
         async def make() -> AsyncClient:
-            return AsyncClient(address, timeout=timeout, patience=patience)
+            return AsyncClient(address, timeout=timeout, patience=patience, api_key=api_key)
 
         self._client = self._loop.run(make())
 
@@ -226,6 +233,10 @@ class Client:
     def drain_worker(self, worker: str, *, undo: bool = False) -> None:
         """Takes a worker out of rotation, or back in."""
         self._loop.run(self._client.drain_worker(worker, undo=undo))
+
+    def usage(self) -> admin_pb2.GetUsageResponse:
+        """Returns what API keys and models used of the router, and what is left of their quotas."""
+        return self._loop.run(self._client.usage())
 
     def placement(self, model: str = "") -> admin_pb2.GetPlacementResponse:
         """Returns what the router's last round of placement decided and why, of one model or of all."""

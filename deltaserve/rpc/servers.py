@@ -30,7 +30,6 @@ _OPTIONS: list[tuple[str, int]] = [
     ("grpc.http2.max_ping_strikes", 0),
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.so_reuseport", 0),
 ]
 
 
@@ -62,6 +61,8 @@ async def serving(
     service_names: Sequence[str],
     grace_seconds: float = 5.0,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    *,
+    reuse_port: bool = False,
 ) -> AsyncIterator[Host]:
     """Runs a server while the block runs; NOT_SERVING until `set_serving(True)`.
 
@@ -73,11 +74,13 @@ async def serving(
         service_names: full names, for health and reflection.
         grace_seconds: see above.
         interceptors: asked before handlers; errors of handlers become statuses before they come here.
+        reuse_port: other processes of the same user may listen there too; the kernel spreads connections.
 
     Raises:
         UnavailableError: the address cannot be bound.
     """
-    server = grpc.aio.server(interceptors=[*interceptors, ErrorInterceptor(), TraceInterceptor()], options=_OPTIONS)
+    options = [*_OPTIONS, ("grpc.so_reuseport", int(reuse_port))]
+    server = grpc.aio.server(interceptors=[*interceptors, ErrorInterceptor(), TraceInterceptor()], options=options)
     register(server)
     health = aio_health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

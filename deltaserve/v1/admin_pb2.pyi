@@ -543,3 +543,133 @@ class ShadowPair(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShadowPair: _TypeAlias = ShadowPair  # noqa: Y015
+
+@_typing.final
+class GetUsageRequest(_message.Message):
+    """Asks for use and quotas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageRequest: _TypeAlias = GetUsageRequest  # noqa: Y015
+
+@_typing.final
+class GetUsageResponse(_message.Message):
+    """Use and quotas."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Usage(_message.Message):
+        """What one key or one model used since the router started."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NAME_FIELD_NUMBER: _builtins.int
+        REQUESTS_FIELD_NUMBER: _builtins.int
+        REFUSED_FIELD_NUMBER: _builtins.int
+        TOKENS_FIELD_NUMBER: _builtins.int
+        RUNNING_FIELD_NUMBER: _builtins.int
+        QUEUED_FIELD_NUMBER: _builtins.int
+        WEIGHT_FIELD_NUMBER: _builtins.int
+        REQUESTS_LEFT_FIELD_NUMBER: _builtins.int
+        REQUESTS_PER_SECOND_FIELD_NUMBER: _builtins.int
+        TOKENS_LEFT_FIELD_NUMBER: _builtins.int
+        TOKENS_PER_SECOND_FIELD_NUMBER: _builtins.int
+        name: _builtins.str
+        """The key's name, empty for callers without one; or the model."""
+        requests: _builtins.int
+        """Requests that were admitted."""
+        refused: _builtins.int
+        """Requests that were refused because a quota of it was used up."""
+        tokens: _builtins.int
+        """Tokens of prompts and answers of requests that have ended."""
+        running: _builtins.int
+        """Requests that are admitted and have not ended, those that wait included."""
+        queued: _builtins.int
+        """Requests that wait in this router."""
+        weight: _builtins.float
+        """Its share, relative to other keys'. 0 for models."""
+        requests_left: _builtins.float
+        """Requests that may come at once now; negative after more were used than there were. Absent: no quota."""
+        requests_per_second: _builtins.float
+        """Requests a second that its quota allows. Absent: no quota."""
+        tokens_left: _builtins.float
+        """Tokens that may be used at once now; negative after more were used than there were. Absent: no quota."""
+        tokens_per_second: _builtins.float
+        """Tokens a second that its quota allows. Absent: no quota."""
+        def __init__(
+            self,
+            *,
+            name: _builtins.str = ...,
+            requests: _builtins.int = ...,
+            refused: _builtins.int = ...,
+            tokens: _builtins.int = ...,
+            running: _builtins.int = ...,
+            queued: _builtins.int = ...,
+            weight: _builtins.float = ...,
+            requests_left: _builtins.float | None = ...,
+            requests_per_second: _builtins.float | None = ...,
+            tokens_left: _builtins.float | None = ...,
+            tokens_per_second: _builtins.float | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left", "_requests_per_second", b"_requests_per_second", "_tokens_left", b"_tokens_left", "_tokens_per_second", b"_tokens_per_second", "requests_left", b"requests_left", "requests_per_second", b"requests_per_second", "tokens_left", b"tokens_left", "tokens_per_second", b"tokens_per_second"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left", "_requests_per_second", b"_requests_per_second", "_tokens_left", b"_tokens_left", "_tokens_per_second", b"_tokens_per_second", "name", b"name", "queued", b"queued", "refused", b"refused", "requests", b"requests", "requests_left", b"requests_left", "requests_per_second", b"requests_per_second", "running", b"running", "tokens", b"tokens", "tokens_left", b"tokens_left", "tokens_per_second", b"tokens_per_second", "weight", b"weight"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__requests_left: _TypeAlias = _typing.Literal["requests_left"]  # noqa: Y015
+        _WhichOneofArgType__requests_left: _TypeAlias = _typing.Literal["_requests_left", b"_requests_left"]  # noqa: Y015
+        _WhichOneofReturnType__requests_per_second: _TypeAlias = _typing.Literal["requests_per_second"]  # noqa: Y015
+        _WhichOneofArgType__requests_per_second: _TypeAlias = _typing.Literal["_requests_per_second", b"_requests_per_second"]  # noqa: Y015
+        _WhichOneofReturnType__tokens_left: _TypeAlias = _typing.Literal["tokens_left"]  # noqa: Y015
+        _WhichOneofArgType__tokens_left: _TypeAlias = _typing.Literal["_tokens_left", b"_tokens_left"]  # noqa: Y015
+        _WhichOneofReturnType__tokens_per_second: _TypeAlias = _typing.Literal["tokens_per_second"]  # noqa: Y015
+        _WhichOneofArgType__tokens_per_second: _TypeAlias = _typing.Literal["_tokens_per_second", b"_tokens_per_second"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_left) -> _WhichOneofReturnType__requests_left | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__requests_per_second) -> _WhichOneofReturnType__requests_per_second | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_left) -> _WhichOneofReturnType__tokens_left | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__tokens_per_second) -> _WhichOneofReturnType__tokens_per_second | None: ...
+
+    QUEUED_FIELD_NUMBER: _builtins.int
+    MAX_QUEUED_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    queued: _builtins.int
+    """Requests that wait in this router, over all bases."""
+    max_queued: _builtins.int
+    """Most that may."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetUsageResponse.Usage]:
+        """By name: every key of the keys file, and callers without one if any came."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetUsageResponse.Usage]:
+        """By name: every model that was asked for."""
+
+    def __init__(
+        self,
+        *,
+        queued: _builtins.int = ...,
+        max_queued: _builtins.int = ...,
+        keys: _abc.Iterable[Global___GetUsageResponse.Usage] | None = ...,
+        models: _abc.Iterable[Global___GetUsageResponse.Usage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "max_queued", b"max_queued", "models", b"models", "queued", b"queued"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetUsageResponse: _TypeAlias = GetUsageResponse  # noqa: Y015

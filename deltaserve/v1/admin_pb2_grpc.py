@@ -60,6 +60,11 @@ class AdminServiceStub:
                 request_serializer=deltaserve_dot_v1_dot_admin__pb2.ListShadowsRequest.SerializeToString,
                 response_deserializer=deltaserve_dot_v1_dot_admin__pb2.ListShadowsResponse.FromString,
                 _registered_method=True)
+        self.GetUsage = channel.unary_unary(
+                '/deltaserve.v1.AdminService/GetUsage',
+                request_serializer=deltaserve_dot_v1_dot_admin__pb2.GetUsageRequest.SerializeToString,
+                response_deserializer=deltaserve_dot_v1_dot_admin__pb2.GetUsageResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer:
@@ -102,6 +107,13 @@ class AdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUsage(self, request, context):
+        """What API keys and models used of this router, what is left of their quotas, and what of theirs waits.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +141,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListShadows,
                     request_deserializer=deltaserve_dot_v1_dot_admin__pb2.ListShadowsRequest.FromString,
                     response_serializer=deltaserve_dot_v1_dot_admin__pb2.ListShadowsResponse.SerializeToString,
+            ),
+            'GetUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUsage,
+                    request_deserializer=deltaserve_dot_v1_dot_admin__pb2.GetUsageRequest.FromString,
+                    response_serializer=deltaserve_dot_v1_dot_admin__pb2.GetUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -267,6 +284,33 @@ class AdminService:
             '/deltaserve.v1.AdminService/ListShadows',
             deltaserve_dot_v1_dot_admin__pb2.ListShadowsRequest.SerializeToString,
             deltaserve_dot_v1_dot_admin__pb2.ListShadowsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/deltaserve.v1.AdminService/GetUsage',
+            deltaserve_dot_v1_dot_admin__pb2.GetUsageRequest.SerializeToString,
+            deltaserve_dot_v1_dot_admin__pb2.GetUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

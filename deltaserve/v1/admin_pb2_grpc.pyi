@@ -45,6 +45,8 @@ class AdminServiceStub:
     """
     ListShadows: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListShadowsRequest, _admin_pb2.ListShadowsResponse]
     """How far revisions that shadow others agree with them, as this router counted since it started."""
+    GetUsage: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]
+    """What API keys and models used of this router, what is left of their quotas, and what of theirs waits."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -63,6 +65,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """
     ListShadows: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListShadowsRequest, _admin_pb2.ListShadowsResponse]  # type: ignore[assignment]
     """How far revisions that shadow others agree with them, as this router counted since it started."""
+    GetUsage: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetUsageRequest, _admin_pb2.GetUsageResponse]  # type: ignore[assignment]
+    """What API keys and models used of this router, what is left of their quotas, and what of theirs waits."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Looks into the running system and moves work."""
@@ -108,5 +112,13 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListShadowsResponse, _abc.Awaitable[_admin_pb2.ListShadowsResponse]]:
         """How far revisions that shadow others agree with them, as this router counted since it started."""
+
+    @_abc_1.abstractmethod
+    def GetUsage(
+        self,
+        request: _admin_pb2.GetUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetUsageResponse, _abc.Awaitable[_admin_pb2.GetUsageResponse]]:
+        """What API keys and models used of this router, what is left of their quotas, and what of theirs waits."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -160,7 +160,9 @@ class GenerateRequest(_message.Message):
     special tokens (such as a leading BOS) are added unless add_special_tokens is false.
     """
     priority: _builtins.int
-    """Higher goes first. Default 0; requests of equal priority are served in order of arrival."""
+    """Higher goes first. Default 0. Requests of equal priority share by tokens: API keys by weight, then models of a key
+    alike, and requests of one model of a key go in order of arrival. Lowered to what the key may ask for.
+    """
     client_request_id: _builtins.str
     """Idempotency key chosen by the client, at most 128 characters; becomes the request's id in logs and traces.
     A second request with the id of one still running is refused with ALREADY_EXISTS.

@@ -70,9 +70,12 @@ class InferenceServiceServicer:
         INVALID_ARGUMENT    a parameter is out of range, or prompt + max_tokens exceed the context (BadRequest);
         NOT_FOUND           no such model or revision (ResourceInfo);
         FAILED_PRECONDITION the fine-tune was made for another base than the workers serve;
-        RESOURCE_EXHAUSTED  the client read too slowly and its buffer filled up;
+        UNAUTHENTICATED     no API key, or one that is not known: metadata `authorization: Bearer <key>`;
+        RESOURCE_EXHAUSTED  a quota is used up (QuotaFailure, RetryInfo), or the client read too slowly and its buffer
+        filled up;
         DEADLINE_EXCEEDED   the call's gRPC deadline, or max_queue_wait, passed;
-        UNAVAILABLE         no worker, full queue or draining (RetryInfo), or the worker was lost (ErrorInfo).
+        UNAVAILABLE         no worker, full queue, a wait longer than the deadline or max_queue_wait leave, or draining
+        (RetryInfo), or the worker was lost (ErrorInfo).
 
         Cancelling the call, losing the connection or passing the deadline frees the request's memory on the worker
         at its next step.

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -12,13 +13,14 @@ from deltaserve.errors import InvalidArgumentError, UnavailableError
 from deltaserve.v1 import admin_pb2 as pb
 from deltaserve.v1.admin_pb2_grpc import AdminServiceServicer
 from deltaserve.v1.inference_pb2 import TIER_DEVICE, TIER_STORE, Tier
-from services.router.fleet import Fleet
+from services.router.dispatch import Dispatcher
 from services.router.forecasts import Forecast
 from services.router.link import WorkerLink
 from services.router.placer import Placer
 from services.router.plan import Placed
 from services.router.shadows import Shadows
 from services.router.targets import Targets
+from services.router.usage import usage_of
 
 if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,11 +29,17 @@ if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
 class AdminServicer(AdminServiceServicer):
     """See admin.proto."""
 
-    def __init__(self, targets: Targets, fleet: Fleet, placer: Placer, shadows: Shadows) -> None:
+    def __init__(self, targets: Targets, dispatcher: Dispatcher, placer: Placer, shadows: Shadows) -> None:
         self._shadows = shadows
+        self._dispatcher = dispatcher
         self._placer = placer
         self._targets = targets
-        self._fleet = fleet
+        self._fleet = dispatcher.fleet
+
+    async def GetUsage(self, request: pb.GetUsageRequest, context: Context) -> pb.GetUsageResponse:
+        """Tells what quotas and the queue know."""
+        now = asyncio.get_running_loop().time()
+        return usage_of(self._dispatcher.gate, self._dispatcher.waiting, now)
 
     async def ListWorkers(self, request: pb.ListWorkersRequest, context: Context) -> pb.ListWorkersResponse:
         """Lists the workers that discovery found."""

@@ -17,7 +17,7 @@ from services.router.flight import Flight
 from services.router.link import WorkerLink
 from services.router.metrics import RouterMetrics
 from services.router.prefixes import Prefixes, marks_of
-from services.router.routing import WorkerView, choose, has_room
+from services.router.routing import Room, choose, has_room
 from services.router.settings import RouterSettings
 from services.router.waiting import Line, Lines
 
@@ -63,14 +63,14 @@ class Dispatcher:
         line, now = self._lines.of(flight), self._loop.time()
         claim = self.gate.claim(flight.caller, flight.target.model, flight.size, flight.request.priority)
         self.gate.check(flight.caller, claim, now)
-        views = [link.view() for link in self.fleet.serving(flight.target.base_fingerprint)]
+        rooms = [link.room() for link in self.fleet.serving(flight.target.base_fingerprint)]
         position = line.queue.ahead(claim)
-        expected = line.expected(position, views)
-        if position or not any(has_room(view, self._settings.worker_backlog) for view in views):
+        expected = line.expected(position, rooms)
+        check_wait(expected, None if flight.patience is None else flight.patience - now)
+        if position or not any(has_room(room, self._settings.worker_backlog) for room in rooms):
             self.gate.check_lines(flight.caller, claim, expected, now)
             if self.gate.is_full(len(self._lines)):
                 self._displace(line, claim, expected)
-        check_wait(expected, None if flight.patience is None else flight.patience - now)
         self.gate.take(flight.caller, claim, now)
         flight.claim = claim
         line.push(flight, claim, now)
@@ -145,11 +145,11 @@ class Dispatcher:
             await asyncio.sleep(_TICK_SECONDS)
             now = self._loop.time()
             for line in self._lines:
-                views: list[WorkerView] | None = None
+                rooms: list[Room] | None = None
                 for position, flight in enumerate(line.queue.order()):
                     if links := self.fleet.serving(flight.target.base_fingerprint):
-                        views = views or [link.view() for link in links]
-                        self._tell(flight, position, line.expected(position, views))
+                        rooms = rooms or [link.room() for link in links]
+                        self._tell(flight, position, line.expected(position, rooms))
                     elif now - flight.waiting_since > self._settings.no_worker_seconds:
                         line.drop(flight, now)
                         self._give_up(flight)
@@ -173,12 +173,14 @@ class Dispatcher:
 
     def _displace(self, line: Line, claim: Claim, expected: float | None) -> None:
         """Makes room in a full queue for a request that has more right to it than the last of another key."""
-        victim = line.queue.crowder(claim)
         error = self.gate.full(len(self._lines), expected)
-        if victim is None:
-            raise error
-        line.drop(victim, self._loop.time())
-        victim.fail(error)
+        for crowded in (line, max(self._lines, key=lambda other: len(other.queue))):
+            victim = crowded.queue.crowder(claim)
+            if victim is not None:
+                crowded.drop(victim, self._loop.time())
+                victim.fail(error)
+                return
+        raise error
 
     def _settle(self, flight: Flight, line: Line, now: float) -> None:
         if flight.claim is None:

@@ -19,6 +19,7 @@ from services.router.admission.fair import Claim
 from services.router.admission.keys import ANONYMOUS, Caller
 from services.router.outlet import Outlet
 from services.router.output import Output
+from services.router.pacing import Pacing
 
 _numbers = itertools.count(1)
 
@@ -46,6 +47,7 @@ class StreamLimits:
 
     buffer_bytes: int
     patience: float
+    pacing: Pacing | None = None
 
 
 class Carrier(Protocol):
@@ -108,7 +110,7 @@ class Flight:
 
     def __post_init__(self, limits: StreamLimits) -> None:
         flush_seconds = self.request.response.max_flush_ms / 1000
-        self.outlet = Outlet(limits.buffer_bytes, limits.patience, flush_seconds, self._pause)
+        self.outlet = Outlet(limits.buffer_bytes, limits.patience, flush_seconds, self._pause, limits.pacing)
 
     @property
     def size(self) -> Size:

@@ -32,6 +32,7 @@ class FrameQueue:
     reader gets fewer, larger frames, never other contents.
 
     Attributes:
+        flush_seconds: gather chunks for so long.
         bytes: of all waiting frames.
         largest: bytes of the largest frame that ever came.
     """
@@ -39,7 +40,7 @@ class FrameQueue:
     def __init__(self, flush_seconds: float = 0.0) -> None:
         self.bytes = 0
         self.largest = 0
-        self._flush_seconds = flush_seconds
+        self.flush_seconds = flush_seconds
         self._waiting: deque[_Waiting] = deque()
         self._taken = 0  # frames taken so far: the number of the frame at the head
         self._open: dict[int, int] = {}  # choice → number of its waiting chunk that may still grow
@@ -69,7 +70,7 @@ class FrameQueue:
             return None
         if self._taken < self._urgent:
             return 0.0
-        return max(0.0, self._last_take + self._flush_seconds - now)
+        return max(0.0, self._last_take + self.flush_seconds - now)
 
     def take(self, now: float) -> GenerateResponse:
         """Removes and returns the head."""

@@ -19,6 +19,7 @@ from services.router.admission.keys import ANONYMOUS, Caller
 from services.router.dispatch import Dispatcher
 from services.router.flight import Flight, StreamLimits, Target
 from services.router.metrics import RouterMetrics
+from services.router.pacing import Pacing
 from services.router.rates import RateBook
 from services.router.settings import RouterSettings
 from services.router.shadows import Shadows
@@ -48,7 +49,11 @@ class _Counted:
 
 
 class Generations:
-    """Runs generations and knows which are running."""
+    """Runs generations and knows which are running.
+
+    Attributes:
+        pacing: of all streams.
+    """
 
     def __init__(
         self,
@@ -59,7 +64,8 @@ class Generations:
         metrics: RouterMetrics,
     ) -> None:
         self._metrics = metrics
-        self._limits = StreamLimits(settings.buffer_bytes, settings.slow_consumer_seconds)
+        self.pacing = Pacing()
+        self._limits = StreamLimits(settings.buffer_bytes, settings.slow_consumer_seconds, self.pacing)
         self._targets = targets
         self._dispatcher = dispatcher
         self._rates = rates
@@ -149,6 +155,7 @@ class Generations:
         try:
             self._dispatcher.enter(flight)
             shadow = self.shadows.beside(flight)
+            await asyncio.sleep(0)  # the session sends the request before the client hears that it was taken
             await flight.outlet.drain_to(shadow.tapped(write) if shadow else write)
         finally:
             if shadow is not None:

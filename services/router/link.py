@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 import grpc
@@ -34,7 +34,7 @@ from deltaserve.v1.worker_pb2 import (
 from deltaserve.v1.worker_pb2_grpc import WorkerServiceStub
 from services.router.costs import LoadCosts, LoadSample, Tier
 from services.router.flight import Flight
-from services.router.routing import WorkerView
+from services.router.routing import Room, WorkerView
 from services.router.session import Session, open_session
 
 log = logging.getLogger(__name__)
@@ -178,6 +178,14 @@ class WorkerLink:
             raise error_from_rpc(error) from error
         return answer.response
 
+    def room(self) -> Room:
+        """Returns how full the worker is."""
+        return Room(
+            outstanding=max(len(self.flights), self.report.running + self.report.waiting),
+            max_running=self.welcome.max_running if self.welcome else 0,
+            service_seconds=self.report.service_time.ToNanoseconds() / 1e9,
+        )
+
     def view(self) -> WorkerView:
         """Returns what routing needs to know."""
         welcome, report = self.welcome or Welcome(), self.report
@@ -189,10 +197,9 @@ class WorkerLink:
             max_running=welcome.max_running,
             step_seconds=report.step_time.ToNanoseconds() / 1e9,
             service_seconds=report.service_time.ToNanoseconds() / 1e9 or self._service_seconds,
-            service_known=report.service_time.ToNanoseconds() > 0,
             delta_bytes_free=max(0, report.delta_bytes_budget - report.delta_bytes_used),
             tiers=self._tiers,
-            expected={f.target.revision for f in self.flights.values()},
+            expected=_Expected(self.flights),
             arriving={a.revision: 1 - a.bytes_done / max(a.bytes_total, 1) for a in report.arriving if a.to_memory},
             costs=self.costs,
         )
@@ -261,6 +268,22 @@ class WorkerLink:
     def _send(self, message: SessionRequest) -> None:
         if self._session is not None:
             self._session.send(message)
+
+
+class _Expected(Collection[str]):
+    """Revisions that flights need; looked at when somebody asks, since there may be thousands of flights."""
+
+    def __init__(self, flights: Mapping[str, Flight]) -> None:
+        self._flights = flights
+
+    def __contains__(self, revision: object) -> bool:
+        return any(flight.target.revision == revision for flight in self._flights.values())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({flight.target.revision for flight in self._flights.values()})
+
+    def __len__(self) -> int:
+        return len(set(iter(self)))
 
 
 def load_samples(report: StateReport) -> list[LoadSample]:

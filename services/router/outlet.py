@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from deltaserve.errors import DeltaServeError, SlowConsumerError
 from deltaserve.v1.inference_pb2 import GenerateResponse
 from services.router.frames import FrameQueue
+from services.router.pacing import Pacing
 
 _LOW_WATER = 0.25  # share of the limit at which a paused request goes on
 _IN_FLIGHT_FRAMES = 16  # what a worker may still send before a pause reaches it
@@ -25,14 +26,22 @@ class Outlet:
         patience: see above.
         flush_seconds: gather chunks for so long before they are written.
         on_pause: called from `put` and while frames are written; must not block.
+        pacing: gather chunks for at least as long as it says.
     """
 
     def __init__(
-        self, limit_bytes: int, patience: float, flush_seconds: float, on_pause: Callable[[bool], None]
+        self,
+        limit_bytes: int,
+        patience: float,
+        flush_seconds: float,
+        on_pause: Callable[[bool], None],
+        pacing: Pacing | None = None,
     ) -> None:
         self._limit_bytes = limit_bytes
         self._patience = patience
         self._on_pause = on_pause
+        self._flush_seconds = flush_seconds
+        self._pacing = pacing or Pacing()
         self._frames = FrameQueue(flush_seconds)
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
@@ -97,6 +106,7 @@ class Outlet:
     async def _next(self) -> GenerateResponse | None:
         while True:
             now = self._loop.time()
+            self._frames.flush_seconds = max(self._flush_seconds, self._pacing.seconds)
             due = self._frames.due(now)
             if due is not None and (due <= 0 or self._closed):
                 frame = self._frames.take(now)

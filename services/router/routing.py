@@ -29,7 +29,6 @@ class WorkerView:
         max_running: most requests a step holds.
         step_seconds: mean time of a step lately; 0 when unknown.
         service_seconds: mean time a request occupies its place in a step.
-        service_known: whether that was measured.
         delta_bytes_free: room for further deltas without evicting any.
         tiers: revisions above the store.
         expected: revisions that requests already sent there need, resident or not.
@@ -43,7 +42,6 @@ class WorkerView:
     max_running: int
     step_seconds: float = 0.0
     service_seconds: float = 1.0
-    service_known: bool = False
     delta_bytes_free: int = 0
     tiers: Mapping[str, Tier] = field(default_factory=dict)
     expected: Collection[str] = frozenset()
@@ -54,7 +52,22 @@ class WorkerView:
 _EVICTION_SECONDS = 0.05  # what pushing another delta out is taken to cost whoever needs it next
 
 
-def has_room(worker: WorkerView, backlog: int) -> bool:
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The part of a WorkerView that tells how full a worker is, for those who need no more.
+
+    Attributes:
+        outstanding: requests it runs or holds waiting, from all routers.
+        max_running: most requests a step holds.
+        service_seconds: mean time a request occupies its place in a step; 0 when it has not been measured.
+    """
+
+    outstanding: int
+    max_running: int
+    service_seconds: float = 0.0
+
+
+def has_room(worker: WorkerView | Room, backlog: int) -> bool:
     """Tells whether a worker takes another request: at most `backlog` more than one step of it holds."""
     return worker.outstanding < worker.max_running + backlog
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import math
 import time
@@ -87,12 +88,15 @@ class Router:
         """Serves while the block runs; SERVING from the first moment, since requests may wait for workers."""
         settings = self.settings
         guards = [] if settings.keys is None else [KeyInterceptor(self.dispatcher.gate)]
-        listening = serving(settings.listen, self._register, _NAMES, grace_seconds=1.0, interceptors=guards)
+        listening = serving(
+            settings.listen, self._register, _NAMES, 1.0, interceptors=guards, reuse_port=settings.reuse_port
+        )
         async with self.models, listening as host:
             self._tasks = [
                 asyncio.create_task(self.fleet.follow(self.discovery.addresses())),
                 asyncio.create_task(self.dispatcher.run()),
                 asyncio.create_task(self.placer.run()),
+                asyncio.create_task(self.generations.pacing.run()),
                 asyncio.create_task(
                     keep_catalog(self.catalog, self.fleet, settings.catalog_seconds, self.placer.published)
                 ),
@@ -139,14 +143,17 @@ class Router:
         models = Models(self.catalog, self.fleet, self.targets, int(time.time()))
         live = Live(self.catalog, self.dispatcher, self.generations, self.rates, self.models)
         api = Api(self.generations, models, self.inference.tokenize, lambda: not self._draining, live.routes())
-        async with alongside(live.run()), http_serving(address, api.app(), grace_seconds=1.0) as self.http_port:
+        async with (
+            alongside(live.run()),
+            http_serving(address, api.app(), 1.0, reuse_port=self.settings.reuse_port) as self.http_port,
+        ):
             log.info("HTTP on port %d of %s", self.http_port, address)
             yield
 
     def _register(self, server: grpc.aio.Server) -> None:
         add_InferenceServiceServicer_to_server(self.inference, server)
         add_AdminServiceServicer_to_server(
-            AdminServicer(self.targets, self.fleet, self.placer, self.generations.shadows), server
+            AdminServicer(self.targets, self.dispatcher, self.placer, self.generations.shadows), server
         )
         self.models.register(server)
 
@@ -155,6 +162,8 @@ async def run(settings: RouterSettings, stop: asyncio.Event) -> None:
     """Serves until `stop` is set, then drains."""
     router = Router(settings)
     async with router.running() as host:
+        gc.collect()
+        gc.freeze()  # modules are for ever: full collections need not walk them, 28 ms each, while streams wait
         await router.until(stop)
         await router.drain(host)
 

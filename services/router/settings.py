@@ -21,6 +21,7 @@ class RouterSettings:
     compressor: str | None = setting(None, help="host:port of the compressor that ModelService calls are passed on to")
     listen: str = setting("127.0.0.1:50051", help="host:port to serve on")
     http_listen: str | None = setting(None, help="host:port to serve the OpenAI-compatible API on; empty: nowhere")
+    reuse_port: bool = setting(False, help="share both ports with other routers: the kernel spreads connections")
     name: str = setting("router", help="name of this router in workers' logs")
     catalog_seconds: float = setting(2.0, help="how old the view of the store may be")
     resolve_seconds: float = setting(5.0, help="how often dns:/// names are resolved again")

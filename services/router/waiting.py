@@ -8,7 +8,7 @@ from services.router.admission.fair import RESUMED, Claim, FairQueue
 from services.router.admission.gate import Gate
 from services.router.admission.waits import Throughput
 from services.router.flight import Flight
-from services.router.routing import WorkerView
+from services.router.routing import Room
 
 
 class Line:
@@ -35,19 +35,19 @@ class Line:
             self._gate.queued(flight.caller, flight.claim, -1, now)
         self.throughput.backlog(now, waiting=len(self.queue) > 0)
 
-    def expected(self, ahead: int, workers: Iterable[WorkerView]) -> float | None:
+    def expected(self, ahead: int, workers: Iterable[Room]) -> float | None:
         """Returns the seconds until the first step of a request with so many ahead; None when nothing is known.
 
         Args:
             ahead: requests of this line that come before.
             workers: those that serve the base.
         """
-        views = list(workers)
-        excess = [view.outstanding - view.max_running for view in views]
+        rooms = list(workers)
+        excess = [room.outstanding - room.max_running for room in rooms]
         if not ahead and any(beyond < 0 for beyond in excess):
             return 0.0
-        known = views and all(view.service_known for view in views)
-        prior = sum(view.max_running / view.service_seconds for view in views) if known else None
+        known = rooms and all(room.service_seconds for room in rooms)
+        prior = sum(room.max_running / room.service_seconds for room in rooms) if known else None
         rate = self.throughput.rate(prior)
         return None if not rate else (ahead + 1 + sum(max(0, beyond) for beyond in excess)) / rate
 

@@ -208,6 +208,15 @@ class PeerAdmin(admin_pb2_grpc.AdminServiceServicer):
         )  # fmt: skip
         return admin_pb2.ListShadowsResponse(pairs=[pair])
 
+    async def GetUsage(self, request: Any, context: Any) -> admin_pb2.GetUsageResponse:
+        metadata = dict(context.invocation_metadata())
+        key = admin_pb2.GetUsageResponse.Usage(
+            name=metadata.get("authorization", "none"), requests=1200, refused=3, tokens=45_000, running=2, queued=1,
+            weight=2, tokens_left=-12, tokens_per_second=500,
+        )  # fmt: skip
+        model = admin_pb2.GetUsageResponse.Usage(name="french", requests=7)
+        return admin_pb2.GetUsageResponse(queued=1, max_queued=1024, keys=[key], models=[model])
+
     async def GetPlacement(self, request: Any, context: Any) -> admin_pb2.GetPlacementResponse:
         answer = admin_pb2.GetPlacementResponse(digest="d1")
         if request.model == "nothing":

@@ -27,11 +27,12 @@ class Gate:
 
     Attributes:
         quotas: the books.
+        limits: of the queue.
     """
 
     def __init__(self, limits: QueueLimits, book: KeyBook, now: float) -> None:
         self.quotas = Quotas(book, now)
-        self._limits = limits
+        self.limits = limits
         self._estimates = Estimates()
 
     def claim(self, caller: Caller, model: str, size: Size, priority: int) -> Claim:
@@ -58,14 +59,14 @@ class Gate:
         """
         retry = max(_LEAST_RETRY, expected or 0.0)
         key, model = self.quotas.key(caller, now), self.quotas.model(claim.model, now)
-        limit = self._limits.key if key.limits.max_queued is None else key.limits.max_queued
+        limit = self.limits.key if key.limits.max_queued is None else key.limits.max_queued
         if limit is not None and key.used.queued >= limit:
             raise QuotaError(
                 f"{key.who} has {key.used.queued} requests waiting (limit {limit}); wait for some of them",
                 subject=f"{key.subject}/max_queued",
                 retry_seconds=retry,
             )
-        limit = self._limits.model if model.limits.max_queued is None else model.limits.max_queued
+        limit = self.limits.model if model.limits.max_queued is None else model.limits.max_queued
         if limit is not None and model.used.queued >= limit:
             raise OverloadedError(
                 f"{model.used.queued} requests wait for model {claim.model} (limit {limit}); try again later",
@@ -75,12 +76,12 @@ class Gate:
 
     def is_full(self, waiting: int) -> bool:
         """Whether no further request may wait."""
-        return waiting >= self._limits.total
+        return waiting >= self.limits.total
 
     def full(self, waiting: int, expected: float | None) -> OverloadedError:
         """Returns the error of a full queue."""
         return OverloadedError(
-            f"{waiting} requests are waiting (limit {self._limits.total}); try again later",
+            f"{waiting} requests are waiting (limit {self.limits.total}); try again later",
             retry_seconds=max(_LEAST_RETRY, expected or 0.0),
             waiting=waiting,
         )
@@ -114,7 +115,7 @@ def check_wait(expected: float | None, patience: float | None) -> None:
         expected: seconds that it would wait; None: nobody knows.
         patience: seconds that its caller waits; None: for ever.
     """
-    if expected is None or patience is None or expected <= patience:
+    if expected is None or patience is None or expected <= max(0.0, patience):
         return
     raise OverloadedError(
         f"the request would wait for about {expected:.1f} s, longer than the {max(0.0, patience):.1f} s that its "

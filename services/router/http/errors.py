@@ -111,7 +111,7 @@ def _code(error: DeltaServeError) -> str:
         return "context_length_exceeded"
     if isinstance(error, UnauthenticatedError):
         return "invalid_api_key"
-    if isinstance(error, QuotaError):
+    if type(error) is QuotaError:
         return "rate_limit_exceeded"
     if type(error) is InvalidArgumentError:
         return "invalid_value"

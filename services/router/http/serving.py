@@ -33,7 +33,9 @@ class _Server(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def http_serving(address: str, app: ASGIApp, grace_seconds: float) -> AsyncIterator[int]:
+async def http_serving(
+    address: str, app: ASGIApp, grace_seconds: float, *, reuse_port: bool = False
+) -> AsyncIterator[int]:
     """Serves `app` while the block runs, and yields the port.
 
     On exit no new connection is accepted, and running requests get `grace_seconds` before they are cancelled.
@@ -42,12 +44,13 @@ async def http_serving(address: str, app: ASGIApp, grace_seconds: float) -> Asyn
         address: host:port to listen on; port 0 picks a free one.
         app: what to serve.
         grace_seconds: see above.
+        reuse_port: other processes of the same user may listen there too; the kernel spreads connections.
 
     Raises:
         InvalidArgumentError: `address` is no host:port.
         UnavailableError: it cannot be bound.
     """
-    listener = _bind(address)
+    listener = _bind(address, reuse_port)
     port: int = listener.getsockname()[1]
     config = uvicorn.Config(
         app,
@@ -75,14 +78,14 @@ async def http_serving(address: str, app: ASGIApp, grace_seconds: float) -> Asyn
         await running
 
 
-def _bind(address: str) -> socket.socket:
+def _bind(address: str, reuse_port: bool) -> socket.socket:
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise InvalidArgumentError(f"http_listen is {address!r}; expected host:port", field="http_listen")
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listener = socket.create_server((host, int(port)), family=family, backlog=_BACKLOG)
+        listener = socket.create_server((host, int(port)), family=family, backlog=_BACKLOG, reuse_port=reuse_port)
     except OSError as error:
         raise UnavailableError(
             f"cannot listen on {address}: {error}; is the port taken?", address=address, retry_seconds=None

@@ -35,7 +35,7 @@ from services.router.http.errors import RequestError, error_body, error_response
         (NotFoundError("m", kind="model", name="x"), 404, "invalid_request_error", "model_not_found"),
         (AlreadyExistsError("m"), 409, "invalid_request_error", "already_exists"),
         (BaseMismatchError("m"), 400, "invalid_request_error", "base_mismatch"),
-        (QuotaError("m", subject="key"), 429, "rate_limit_error", "quota_exceeded"),
+        (QuotaError("m", subject="key"), 429, "rate_limit_error", "rate_limit_exceeded"),
         (DrainingError("m"), 503, "server_error", "draining"),
         (WorkerLostError("m"), 503, "server_error", "worker_lost"),
         (StoreError("m"), 503, "server_error", "store"),
