@@ -7,16 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from deltaserve.delta.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from deltaserve.errors import NotFoundError
-from deltaserve.names import RevisionName, parse_model
-from deltaserve.store import Store, delta_key, setting_prefix
+from deltaserve.errors import InvalidArgumentError, NotFoundError
+from deltaserve.json_bounds import check_values
+from deltaserve.names import RevisionName, parse_model, parse_revision
+from deltaserve.store import Store, StoredObject, delta_key, setting_prefix
 
 ALIAS, PIN = "aliases", "pins"  # kinds of settings
+
+_RECORD = re.compile(r"settings/[^/]+/[^/]+/[0-9]{1,9}\.json")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +84,9 @@ class Catalog:
                 manifest = await self.manifest(RevisionName(model, revisions[-1]))
             except NotFoundError:
                 continue  # deleted since the listing
+            except InvalidArgumentError as error:  # one bad manifest must not hide all other models
+                log.warning("model %s is left out: %s", model, error)
+                continue
             records.append(ModelRecord(model, revisions, manifest, aliases, model in view.pins))
         return records
 
@@ -128,7 +138,7 @@ class Catalog:
         revisions: dict[str, list[str]] = {}
         for found in await self._store.list("deltas/"):  # one listing, however many models there are
             parts = found.key.split("/")
-            if len(parts) == 4 and parts[3] == MANIFEST_FILE and parts[2].isdecimal():
+            if len(parts) == 4 and parts[3] == MANIFEST_FILE and _is_revision(parts[1], parts[2]):
                 revisions.setdefault(parts[1], []).append(parts[2])
         aliases = {name: value["target"] for name, value in (await _settings(self._store, ALIAS)).items()}
         pins = frozenset(name for name, value in (await _settings(self._store, PIN)).items() if value["pinned"])
@@ -145,18 +155,15 @@ async def published_revisions(store: Store, model: str) -> list[str]:
 
 
 async def read_setting(store: Store, kind: str, name: str) -> dict[str, Any] | None:
-    """Returns the present value of a setting, or None if it was never written."""
-    records = await store.list(setting_prefix(kind, name))
-    if not records:
-        return None
-    value: dict[str, Any] = json.loads(await store.get(records[-1].key))
-    return value
+    """Returns the present value of a setting, or None if it was never written, or cannot be read any more."""
+    records = await _records(store, setting_prefix(kind, name))
+    return await _value(store, kind, records[-1].key) if records else None
 
 
 async def write_setting(store: Store, kind: str, name: str, value: dict[str, Any]) -> None:
     """Appends a new value of a setting; of two writers at once both succeed and the later number wins."""
     data = json.dumps(value).encode()
-    records = await store.list(setting_prefix(kind, name))
+    records = await _records(store, setting_prefix(kind, name))
     number = int(records[-1].key.rsplit("/", 1)[-1].removesuffix(".json")) + 1 if records else 0
     while not await store.put_new(f"{setting_prefix(kind, name)}{number:06d}.json", data):
         number += 1
@@ -164,6 +171,38 @@ async def write_setting(store: Store, kind: str, name: str, value: dict[str, Any
 
 async def _settings(store: Store, kind: str) -> dict[str, dict[str, Any]]:
     newest: dict[str, str] = {}
-    for found in await store.list(f"settings/{kind}/"):  # by key, so the highest number of a name comes last
+    for found in await _records(store, f"settings/{kind}/"):  # by key, so the highest number of a name comes last
         newest[found.key.split("/")[2]] = found.key
-    return {name: json.loads(await store.get(key)) for name, key in newest.items()}
+    values = {name: await _value(store, kind, key) for name, key in newest.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+async def _records(store: Store, prefix: str) -> list[StoredObject]:
+    """Returns the records below a prefix by key; whatever else lies there is none."""
+    return [found for found in await store.list(prefix) if _RECORD.fullmatch(found.key)]
+
+
+async def _value(store: Store, kind: str, key: str) -> dict[str, Any] | None:
+    """Returns a record's value; None, and a warning, if it is none: it must not stop all other names from resolving."""
+    try:
+        data = await store.get(key)
+        check_values(data)
+        value = json.loads(data)
+        if not isinstance(value["target" if kind == ALIAS else "pinned"], str if kind == ALIAS else bool):
+            raise TypeError("ill-typed")  # noqa: TRY301 - as what Python raises for the others
+        if kind == ALIAS and value["target"]:
+            parse_model(value["target"])
+    except (ValueError, TypeError, LookupError, RecursionError, InvalidArgumentError) as error:
+        log.warning("setting %s is left out: it is no value of %s: %s", key, kind, error)
+        return None
+    found: dict[str, Any] = value
+    return found
+
+
+def _is_revision(model: str, number: str) -> bool:
+    """Whether both are names that requests can spell."""
+    try:
+        parse_revision(f"{model}@{number}")
+    except InvalidArgumentError:
+        return False
+    return True

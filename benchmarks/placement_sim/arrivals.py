@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
+from deltaserve.errors import FormatError
+
 DAY = 86400.0
+
+
+class _Line(msgspec.Struct):
+    model: str
+    timestamp: float
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,13 @@ class Trace:
 
 
 def published(path: Path) -> Trace:
-    """Returns one of ../shared/traces."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    names = sorted({line["model"] for line in lines})
-    return Trace(path.stem, len(names), [(line["timestamp"], names.index(line["model"])) for line in lines])
+    """Returns one of ../shared/traces: JSON lines with `model` and `timestamp`, seconds. Raises FormatError."""
+    try:
+        lines = [msgspec.json.decode(line, type=_Line) for line in path.read_bytes().splitlines()]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{path.name} is no trace: {error}") from error
+    number = {name: place for place, name in enumerate(sorted({line.model for line in lines}))}
+    return Trace(path.stem, len(number), [(line.timestamp, number[line.model]) for line in lines])
 
 
 def drawn(name: str, weights: list[float], rate: float, seconds: float, seed: int) -> Trace:
