@@ -193,6 +193,9 @@ class Store:
     @_translated
     async def delete(self, key: str) -> None:
         """Removes an object; no error if there is none."""
+        if self._root is not None:
+            await asyncio.to_thread(files.remove, self._root / key)
+            return
         try:
             await obstore.delete_async(self._backend, key)
         except (ObjectNotFoundError, FileNotFoundError):

@@ -36,7 +36,7 @@ class Uploads:
         self._limits = limits
         self._open: dict[str, Upload] = {}
         self._lock = threading.Lock()
-        root.mkdir(parents=True, exist_ok=True)
+        files.make_folder(root)
 
     def start(self, declaration: Declaration) -> Upload:
         """Opens an upload, or finds the one with this id and these files again.
@@ -53,7 +53,6 @@ class Uploads:
             self._check_limits(declaration)
             folder = self._root / declaration.upload_id
             files.write_new(folder / DECLARATION_FILE, msgspec.json.encode(declaration))
-            files.sync_folder(self._root)
             return self._opened(folder, declaration)
 
     def get(self, upload_id: str) -> Upload:

@@ -1,0 +1,19 @@
+"""Scheduler, residency, routing and placement together under faults: 500 seeds, each of them another world."""
+
+import random
+
+from benchmarks.reliability_cases.simulation import run
+
+SEEDS = 500
+
+
+def test_nothing_is_lost_starved_evicted_in_use_or_over_budget() -> None:
+    first = random.randrange(1 << 32)  # another 500 worlds each time; a failure names its seed
+    ended = 0
+    for seed in range(first, first + SEEDS):
+        try:
+            fleet = run(seed)
+        except AssertionError as error:
+            raise AssertionError(f"benchmarks.reliability_cases.simulation.run({seed}): {error}") from error
+        ended += fleet.ended.total()
+    assert ended > 5 * SEEDS
