@@ -308,3 +308,33 @@ def _settle(fleet: Fleet) -> None:
         if all(request.ended for request in fleet.requests.values()):
             return
         fleet.step(faults=False)
+
+
+def longest_pause(seed: int) -> tuple[float, float]:
+    """Keeps every delta asked for without end, more of them than turns, and memory for all.
+
+    Returns:
+        The longest time that a delta went without a token, and the bound that `turns` states: wait × (1 + ⌈D / N⌉),
+        with a second for each step that a change of turns takes.
+    """
+    rng = random.Random(seed)
+    deltas, turns, wait = rng.randint(2, 8), rng.randint(1, 3), rng.choice((2.0, 5.0, 10.0))
+    each = rng.randint(1, 6)  # sequences of every delta; there are places for all, so that only turns are short
+    scheduler = Scheduler(Limits(each * deltas, 64, turns, wait), BlockAllocator(4000, 4))
+    revisions = [f"m{number}" for number in range(deltas)]
+    last, longest, number = dict.fromkeys(revisions, 0.0), 0.0, 0
+    for second in range(600):
+        for revision in revisions:
+            while len(scheduler.of_revision(revision)) < each:
+                sampling = Sampling(max_tokens=rng.randint(5, 200))
+                scheduler.add(sequence_of(Add(sequence=number, revision=revision, prompt=[1, 1], sampling=sampling),
+                                          number, float(second)))  # fmt: skip
+                number += 1
+        for chunk in scheduler.schedule(float(second), set(revisions)).chunks:
+            sequence = chunk.sequence
+            scheduler.advance(chunk, 1 if chunk.samples else None)
+            last[sequence.revision] = float(second)
+            if sequence.generated == sequence.sampling.max_tokens:
+                scheduler.remove(sequence)
+        longest = max(longest, max(second - at for at in last.values()))
+    return longest, wait * (1 + -(-deltas // turns)) + 2 * (1 + -(-deltas // turns))

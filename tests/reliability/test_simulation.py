@@ -2,7 +2,7 @@
 
 import random
 
-from benchmarks.reliability_cases.simulation import run
+from benchmarks.reliability_cases.simulation import longest_pause, run
 
 SEEDS = 500
 
@@ -17,3 +17,10 @@ def test_nothing_is_lost_starved_evicted_in_use_or_over_budget() -> None:
             raise AssertionError(f"benchmarks.reliability_cases.simulation.run({seed}): {error}") from error
         ended += fleet.ended.total()
     assert ended > 5 * SEEDS
+
+
+def test_no_delta_waits_longer_for_its_turn_than_is_stated() -> None:
+    first = random.randrange(1 << 32)
+    for seed in range(first, first + 40):
+        longest, most = longest_pause(seed)
+        assert longest <= most, f"seed {seed}"
