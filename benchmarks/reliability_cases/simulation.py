@@ -336,5 +336,5 @@ def longest_pause(seed: int) -> tuple[float, float]:
             last[sequence.revision] = float(second)
             if sequence.generated == sequence.sampling.max_tokens:
                 scheduler.remove(sequence)
-        longest = max(longest, max(second - at for at in last.values()))
+        longest = max(longest, *(second - at for at in last.values()))
     return longest, wait * (1 + -(-deltas // turns)) + 2 * (1 + -(-deltas // turns))
