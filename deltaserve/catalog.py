@@ -8,19 +8,23 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from deltaserve.aliases import AliasVersion, read_version, stored_version
+from deltaserve.aliases import AliasVersion, check_routes, read_version, stored_version
 from deltaserve.delta.manifest import MANIFEST_FILE, Manifest, parse_manifest
-from deltaserve.errors import NotFoundError, PreconditionError, StoreError
-from deltaserve.names import RevisionName, parse_model
-from deltaserve.store import Store, delta_key, setting_prefix
-
-log = logging.getLogger(__name__)
+from deltaserve.errors import InvalidArgumentError, NotFoundError, PreconditionError, StoreError
+from deltaserve.json_bounds import check_values
+from deltaserve.names import RevisionName, parse_model, parse_revision
+from deltaserve.store import Store, StoredObject, delta_key, setting_prefix
 
 ALIAS, PIN = "aliases", "pins"  # kinds of settings
+
+_RECORD = re.compile(r"settings/[^/]+/[^/]+/[0-9]{1,9}\.json")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,9 @@ class Catalog:
                 manifest = await self.manifest(RevisionName(model, revisions[-1]))
             except NotFoundError:
                 continue  # deleted since the listing
+            except InvalidArgumentError as error:  # one bad manifest must not hide all other models
+                log.warning("model %s is left out: %s", model, error)
+                continue
             records.append(ModelRecord(model, revisions, manifest, aliases, model in view.pins))
         return records
 
@@ -176,7 +183,7 @@ class Catalog:
         revisions: dict[str, list[str]] = {}
         for found in await self._store.list("deltas/"):  # one listing, however many models there are
             parts = found.key.split("/")
-            if len(parts) == 4 and parts[3] == MANIFEST_FILE and parts[2].isdecimal():
+            if len(parts) == 4 and parts[3] == MANIFEST_FILE and _is_revision(parts[1], parts[2]):
                 revisions.setdefault(parts[1], []).append(parts[2])
         aliases = {name: read_version(n, value) for name, (n, value) in (await _settings(self._store, ALIAS)).items()}
         pins = frozenset(name for name, (_, value) in (await _settings(self._store, PIN)).items() if value["pinned"])
@@ -193,18 +200,15 @@ async def published_revisions(store: Store, model: str) -> list[str]:
 
 
 async def read_setting(store: Store, kind: str, name: str) -> dict[str, Any] | None:
-    """Returns the present value of a setting, or None if it was never written."""
-    records = await store.list(setting_prefix(kind, name))
-    if not records:
-        return None
-    value: dict[str, Any] = json.loads(await store.get(records[-1].key))
-    return value
+    """Returns the present value of a setting, or None if it was never written, or cannot be read any more."""
+    records = await _records(store, setting_prefix(kind, name))
+    return await _value(store, kind, records[-1].key) if records else None
 
 
 async def write_setting(store: Store, kind: str, name: str, value: dict[str, Any]) -> None:
     """Appends a new value of a setting; of two writers at once both succeed and the later number wins."""
     data = json.dumps(value).encode()
-    records = await store.list(setting_prefix(kind, name))
+    records = await _records(store, setting_prefix(kind, name))
     number = int(records[-1].key.rsplit("/", 1)[-1].removesuffix(".json")) + 1 if records else 0
     while not await store.put_new(f"{setting_prefix(kind, name)}{number:06d}.json", data):
         number += 1
@@ -212,9 +216,13 @@ async def write_setting(store: Store, kind: str, name: str, value: dict[str, Any
 
 async def read_alias(store: Store, name: str) -> list[AliasVersion]:
     """Returns all versions of an alias, oldest first; none if it was never set."""
-    records = await store.list(setting_prefix(ALIAS, name))
-    values = await asyncio.gather(*(store.get(record.key) for record in records))
-    return [read_version(_number(record.key), json.loads(value)) for record, value in zip(records, values, strict=True)]
+    records = await _records(store, setting_prefix(ALIAS, name))
+    values = await asyncio.gather(*(_value(store, ALIAS, record.key) for record in records))
+    return [
+        read_version(_number(record.key), value)
+        for record, value in zip(records, values, strict=True)
+        if value is not None
+    ]
 
 
 async def write_alias(store: Store, name: str, version: AliasVersion) -> None:
@@ -229,9 +237,40 @@ async def write_alias(store: Store, name: str, version: AliasVersion) -> None:
 async def _settings(store: Store, kind: str) -> dict[str, tuple[int, dict[str, Any]]]:
     """Returns the present value of all settings of a kind, by name, with its number."""
     newest: dict[str, str] = {}
-    for found in await store.list(f"settings/{kind}/"):  # by key, so the highest number of a name comes last
+    for found in await _records(store, f"settings/{kind}/"):  # by key, so the highest number of a name comes last
         newest[found.key.split("/")[2]] = found.key
-    return {name: (_number(key), json.loads(await store.get(key))) for name, key in newest.items()}
+    values = {name: (_number(key), await _value(store, kind, key)) for name, key in newest.items()}
+    return {name: (number, value) for name, (number, value) in values.items() if value is not None}
+
+
+async def _records(store: Store, prefix: str) -> list[StoredObject]:
+    """Returns the records below a prefix by key; whatever else lies there is none."""
+    return [found for found in await store.list(prefix) if _RECORD.fullmatch(found.key)]
+
+
+async def _value(store: Store, kind: str, key: str) -> dict[str, Any] | None:
+    """Returns a record's value; None, and a warning, if it is none: it must not stop all other names from resolving."""
+    try:
+        data = await store.get(key)
+        check_values(data)
+        value: dict[str, Any] = json.loads(data)
+        _check_value(kind, value)
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError, InvalidArgumentError) as error:
+        log.warning("setting %s is left out: it is no value of %s: %s", key, kind, error)
+        return None
+    return value
+
+
+def _check_value(kind: str, value: dict[str, Any]) -> None:
+    """Raises whatever a value that a stranger wrote runs into."""
+    if kind == PIN:
+        if not isinstance(value["pinned"], bool):
+            raise TypeError("pinned is no boolean")
+        return
+    version = read_version(1, value)
+    check_routes(version.routes, version.shadow)
+    if not isinstance(value.get("time", ""), str) or not isinstance(value.get("restores", 0), int):
+        raise TypeError("time is no string or restores no number")
 
 
 def _number(key: str) -> int:
@@ -241,3 +280,12 @@ def _number(key: str) -> int:
 
 def _points_at(held: AliasVersion, model: str) -> bool:
     return any(target.partition("@")[0] == model for target in held.targets)
+
+
+def _is_revision(model: str, number: str) -> bool:
+    """Whether both are names that requests can spell."""
+    try:
+        parse_revision(f"{model}@{number}")
+    except InvalidArgumentError:
+        return False
+    return True

@@ -10,8 +10,17 @@ from pathlib import Path
 
 def temp_beside(path: Path) -> Path:
     """Returns an unused path in the folder of `path`, which is created; the name begins with `.tmp-`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     return path.parent / f".tmp-{uuid.uuid4().hex}"
+
+
+def make_folder(path: Path) -> None:
+    """Creates a folder and those above it, each of them durable before anything is put into it."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
 
 
 def publish(temp: Path, path: Path) -> None:
@@ -46,6 +55,15 @@ def copy_new(source: Path, path: Path) -> bool:
     temp = temp_beside(path)
     shutil.copyfile(source, temp)
     return publish_new(temp, path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, durably: it will not be back after a crash. No error if there is none."""
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return
+    sync_folder(path.parent)
 
 
 def sync_file(path: Path) -> None:

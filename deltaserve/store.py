@@ -262,6 +262,9 @@ class Store:
     @_translated
     async def delete(self, key: str) -> None:
         """Removes an object; no error if there is none."""
+        if self._backend.root is not None:
+            await asyncio.to_thread(files.remove, self._backend.root / key)
+            return
         reads = self._backend.reads
         try:
             await self._try(f"delete {key!r}", lambda: obstore.delete_async(reads, key))

@@ -35,10 +35,10 @@ class Trace:
 
 
 def published(path: Path) -> Trace:
-    """Returns one of ../shared/traces."""
+    """Returns one of ../shared/traces. Raises FormatError."""
     requests = read_trace(path)
-    names = sorted({one.model for one in requests})
-    return Trace(path.stem, len(names), [(one.at, names.index(one.model)) for one in requests])
+    number = {name: place for place, name in enumerate(sorted({one.model for one in requests}))}
+    return Trace(path.stem, len(number), [(one.at, number[one.model]) for one in requests])
 
 
 def drawn(name: str, weights: list[float], rate: float, seconds: float, seed: int) -> Trace:

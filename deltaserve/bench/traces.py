@@ -22,7 +22,7 @@ def read_trace(path: Path) -> list[Planned]:
             continue
         try:
             found.append(_DECODER.decode(line))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise FormatError(f"{path.name} line {number}: {error}; expected a request of a trace") from error
     if not found:
         raise FormatError(f"{path.name} holds no request")

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from deltaserve.errors import FormatError, InvalidArgumentError
+from deltaserve.json_bounds import check_values
 from deltaserve.names import check_file_name
 
-MAX_HEADER_BYTES = 100 << 20
-MAX_INDEX_BYTES = 64 << 20
+MAX_HEADER_BYTES = 4 << 20  # some 40,000 tensors; parsing takes up to fifteen times as much memory
+MAX_INDEX_BYTES = 4 << 20
 MAX_DIMENSIONS = 8
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -80,7 +81,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
 
     Raises:
         FormatError: truncated, not JSON, unknown dtype, offsets that overlap, leave gaps or leave the file, sizes that
-            do not match the shape, a repeated name, or a header of more than 100 MiB.
+            do not match the shape, a repeated name, or a header of more than 4 MiB or MAX_VALUES values.
     """
     return read_header_and_metadata(path)[0]
 
@@ -149,6 +150,7 @@ def _header_bytes(path: Path) -> tuple[bytes, int]:
 
 def _parse_json(data: bytes, owner: str) -> Any:
     try:
+        check_values(data)
         return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise FormatError(f"{owner}: not the JSON that was expected: {error}") from error

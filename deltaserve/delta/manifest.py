@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from deltaserve.errors import FormatError
+from deltaserve.json_bounds import check_values
 from deltaserve.names import check_file_name
 
 FORMAT = "deltaserve-delta"
 VERSION = 1
 MANIFEST_FILE = "manifest.json"
 DELTA_FILE = "delta.safetensors"
-MAX_MANIFEST_BYTES = 64 << 20
+MAX_MANIFEST_BYTES = 8 << 20
 PLANE_SEPARATOR = "::"  # a plane of tensor T is stored in delta.safetensors as "T::plane"
 STREAM_SUFFIX = "::rans"  # … and as "T::plane::rans" when it is a lossless stream
 
@@ -134,8 +135,9 @@ def parse_manifest(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise FormatError(f"manifest is {len(data)} bytes; expected at most {MAX_MANIFEST_BYTES}")
     try:
+        check_values(data)
         head = msgspec.json.decode(data, type=_Head)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise FormatError(f"manifest is not a JSON object with format and version: {error}") from error
     if head.format != FORMAT or head.version != VERSION:
         raise FormatError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deltaserve.delta.architectures import architecture_of
+from deltaserve.delta.architectures import MAX_LAYERS, architecture_of
 from deltaserve.errors import FormatError
 
 _PLAIN: Mapping[str, Any] = {
@@ -52,6 +52,8 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
     theta = rope.get("rope_theta", config.get("rope_theta"))
     if theta is not None and (isinstance(theta, bool) or not isinstance(theta, (int, float))):
         raise FormatError(f"config.json: rope_theta is {str(theta)[:80]}; expected a number")
+    if isinstance(theta, int) and abs(theta) >= 1 << 63:  # JSON has no largest number, float has
+        raise FormatError(f"config.json: rope_theta has {len(str(theta))} digits; expected a number below 2^63")
     rope["rope_theta"] = float(theta or 10000.0)
     if rope.get("partial_rotary_factor") == _ROTATED_WHOLE:
         rope.pop("partial_rotary_factor")
@@ -63,8 +65,8 @@ def rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def windows_of(config: Mapping[str, Any]) -> list[int | None]:
     """Returns each layer's sliding window in tokens, None where attention sees everything. Raises FormatError."""
     layers = config.get("num_hidden_layers")
-    if type(layers) is not int:
-        raise FormatError(f"config.json: num_hidden_layers is {str(layers)[:80]}; expected a positive whole number")
+    if type(layers) is not int or not 0 < layers <= MAX_LAYERS:
+        raise FormatError(f"config.json: num_hidden_layers is {str(layers)[:80]}; expected 1 to {MAX_LAYERS}")
     architecture = architecture_of(config)
     if architecture == "LlamaForCausalLM":
         return [None] * layers

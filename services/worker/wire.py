@@ -75,7 +75,7 @@ class FrameBuffer(Generic[T]):
 def _decode(payload: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T:
     try:
         return decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"frame of {len(payload)} bytes holds no known message: {error}") from error
 
 

@@ -99,3 +99,25 @@ async def test_a_malformed_manifest_is_named(store: Store) -> None:
     await store.put_new("deltas/bad/1/manifest.json", b'{"format": "deltaserve-delta", "version": 2}')
     with pytest.raises(FormatError, match="version 2; expected 'deltaserve-delta' version 1"):
         await Catalog(store).manifest(RevisionName("bad", "1"))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"{}", b'{"target": 1}', b'{"target": "../x"}', b"[" * 100_000])
+async def test_a_setting_that_cannot_be_read_is_left_out_and_can_be_written_anew(store: Store, data: bytes) -> None:
+    for kind in (ALIAS, PIN):
+        await store.put_new(f"settings/{kind}/bad/000000.json", data)
+        await store.put_new(f"settings/{kind}/b/notes.txt", data)
+    catalog = Catalog(store, ttl=0)
+    assert await catalog.resolve("a") == RevisionName("a", "10")
+    assert await read_setting(store, ALIAS, "bad") is None
+    await write_setting(store, ALIAS, "bad", {"target": "a@2"})
+    assert await catalog.resolve("bad") == RevisionName("a", "2")
+
+
+async def test_a_bad_manifest_or_name_hides_no_other_model(store: Store) -> None:
+    await store.put_new("deltas/c/1/manifest.json", b"{")
+    for key in ("deltas/C/1/manifest.json", "deltas/c/01/manifest.json", "deltas/c/٣/manifest.json"):
+        await store.put_new(key, dump_manifest(MANIFEST))
+    catalog = Catalog(store)
+    assert [model.name for model in await catalog.models()] == ["a", "b"]
+    with pytest.raises(FormatError):
+        await catalog.manifest(await catalog.resolve("c"))

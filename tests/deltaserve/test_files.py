@@ -1,5 +1,7 @@
 from pathlib import Path
 
+import pytest
+
 from deltaserve import files
 
 
@@ -19,3 +21,22 @@ def test_publish_replaces(tmp_path: Path) -> None:
         files.publish(temp, path)
         assert path.read_bytes() == data
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_folders_are_durable_before_anything_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    files.make_folder(tmp_path / "a" / "b" / "c")
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    files.make_folder(tmp_path / "a" / "b" / "c")
+    assert len(synced) == 3
+
+
+def test_removed_files_stay_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").write_bytes(b"")
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    files.remove(tmp_path / "x")
+    files.remove(tmp_path / "x")
+    assert synced == [tmp_path]
+    assert not (tmp_path / "x").exists()

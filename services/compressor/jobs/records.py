@@ -94,5 +94,5 @@ def parse_record(data: bytes) -> JobRecord:
     """Reads a record. Raises FormatError."""
     try:
         return msgspec.json.decode(data, type=JobRecord)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"job record is malformed: {error}") from error

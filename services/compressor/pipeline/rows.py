@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaserve.errors import FormatError
+from deltaserve.json_bounds import check_values
 
 MAX_ROWS = 100_000
 MAX_LINE_BYTES = 4 << 20
@@ -82,8 +83,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _row(line: bytes, owner: str) -> Row:
     try:
+        check_values(line)
         value = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        if b"\\u" in line:  # escapes can spell half of a surrogate pair, which is no text to any tokenizer
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:  # UnicodeError is a ValueError
         raise FormatError(f"{owner} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise FormatError(f"{owner} is a JSON {type(value).__name__}; expected an object")

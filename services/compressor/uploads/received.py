@@ -42,8 +42,8 @@ class ReceivedFile:
         self.size = size
         self._journal = journal
         self.received = self._synced = self._entries = 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        journal.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(path.parent)
+        files.make_folder(journal.parent)
         path.touch()
         self._recover()
 

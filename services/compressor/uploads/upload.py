@@ -123,9 +123,22 @@ class Upload:
 
 
 def load_declaration(folder: Path) -> Declaration | None:
-    """Returns the declaration kept in an upload's folder, or None when the folder is not an upload."""
+    """Returns the declaration kept in an upload's folder, or None when the folder is not an upload.
+
+    Raises:
+        DataLossError: it is damaged.
+    """
     path = folder / DECLARATION_FILE
-    return msgspec.json.decode(path.read_bytes(), type=Declaration) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Declaration)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise DataLossError(
+            f"the declaration of upload {folder.name!r} is damaged on the compressor's disk: {error}; "
+            "upload under another id",
+            upload=folder.name,
+        ) from error
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import threading
 from collections.abc import Collection
@@ -11,10 +12,12 @@ from pathlib import Path
 import msgspec
 
 from deltaserve import files
-from deltaserve.errors import AlreadyExistsError, NotFoundError, PreconditionError, QuotaError
+from deltaserve.errors import AlreadyExistsError, DataLossError, NotFoundError, PreconditionError, QuotaError
 from deltaserve.names import check_name
 from services.compressor.uploads.declaration import Declaration
 from services.compressor.uploads.upload import DECLARATION_FILE, Upload, load_declaration
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class Uploads:
         self._limits = limits
         self._open: dict[str, Upload] = {}
         self._lock = threading.Lock()
-        root.mkdir(parents=True, exist_ok=True)
+        files.make_folder(root)
 
     def start(self, declaration: Declaration) -> Upload:
         """Opens an upload, or finds the one with this id and these files again.
@@ -50,7 +53,6 @@ class Uploads:
             self._check_limits(declaration)
             folder = self._root / declaration.upload_id
             files.write_new(folder / DECLARATION_FILE, msgspec.json.encode(declaration))
-            files.sync_folder(self._root)
             return self._opened(folder, declaration)
 
     def get(self, upload_id: str) -> Upload:
@@ -82,7 +84,7 @@ class Uploads:
         expired = []
         with self._lock:
             for folder in list(self._root.iterdir()):
-                upload = self._find(folder.name)
+                upload = self._sound(folder.name)
                 touched = upload.touched if upload else folder.stat().st_mtime
                 if touched < before and folder.name not in keep:
                     self._open.pop(folder.name, None)
@@ -98,13 +100,21 @@ class Uploads:
         declaration = load_declaration(folder)
         return self._opened(folder, declaration) if declaration else None
 
+    def _sound(self, upload_id: str) -> Upload | None:
+        """As `_find`; None too for one that is damaged, which must not be in the way of all others."""
+        try:
+            return self._find(upload_id)
+        except DataLossError as error:
+            log.warning("upload %s is left out: %s", upload_id, error)
+            return None
+
     def _opened(self, folder: Path, declaration: Declaration) -> Upload:
         upload = Upload(folder, declaration)
         self._open[declaration.upload_id] = upload
         return upload
 
     def _check_limits(self, new: Declaration) -> None:
-        uploads = [u for u in (self._find(folder.name) for folder in self._root.iterdir()) if u is not None]
+        uploads = [u for u in (self._sound(folder.name) for folder in self._root.iterdir()) if u is not None]
         used = sum(upload.declaration.bytes for upload in uploads)
         if used + new.bytes > self._limits.quota:
             raise QuotaError(

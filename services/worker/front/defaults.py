@@ -52,4 +52,4 @@ def generation_defaults(
 
 def _ids(value: Any) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
-    return tuple(v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0)
+    return tuple(v for v in values if type(v) is int and 0 <= v < 1 << 31)

@@ -34,7 +34,10 @@ def compile_grammar(grammar: pb.Grammar) -> str:
         raise InvalidArgumentError(
             f"{field} has {grammar.ByteSize()} bytes; expected at most {MAX_GRAMMAR_BYTES}", field=field
         )
-    compiled = _compile(grammar, kind, field)
+    try:
+        compiled = _compile(grammar, kind, field)
+    except (ValueError, RecursionError) as error:  # of the library: what it cannot write down, such as 2^64
+        raise InvalidArgumentError(f"{field} cannot be followed: {error}", field=field) from error
     failed, messages = LLMatcher.validate_grammar_with_warnings(compiled)
     if failed:
         raise InvalidArgumentError(f"{field} cannot be followed: {'; '.join(messages)}", field=field)

@@ -16,8 +16,8 @@ class Range:
 
     def holds(self, value: float) -> bool:
         """Whether the value is within."""
-        above = value > self.low if self.open_below else value >= self.low
-        return math.isfinite(value) and above and value <= self.high
+        above = value > self.low if self.open_below else value >= self.low  # of integers of any size, so compared first
+        return above and value <= self.high and math.isfinite(value)
 
     def __str__(self) -> str:
         return f"{'(' if self.open_below else '['}{self.low:g}, {self.high:g}]"

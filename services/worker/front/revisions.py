@@ -24,6 +24,7 @@ GENERATION_CONFIG = "generation_config.json"
 CONFIG = "config.json"
 _TEXT_FILES = (*text.FILES, GENERATION_CONFIG)
 _KEPT = 1024  # revisions known at once
+_MAX_TEXT_BYTES = 64 << 20  # of a tokenizer or another side file, which are read whole; real ones have up to 34 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,10 @@ class Revisions:
         return found
 
     async def _file(self, name: RevisionName, entry: FileEntry) -> bytes:
+        if entry.size > _MAX_TEXT_BYTES:
+            raise FormatError(
+                f"{name} has a {entry.path} of {entry.size} bytes; expected at most {_MAX_TEXT_BYTES}", field=entry.path
+            )
         folder = self._base_folder if entry.source == "base" else self._disk.folder(name)
         data = await asyncio.to_thread(_read_if, folder / entry.path)
         if data is not None and _matches(data, entry):

@@ -10,7 +10,8 @@ from typing import Any
 
 import tokenizers
 
-from deltaserve.errors import FormatError, PreconditionError, UnsupportedModelError
+from deltaserve.errors import FormatError, InvalidArgumentError, PreconditionError, UnsupportedModelError
+from deltaserve.json_bounds import check_values
 from services.worker.front.chat import ChatTemplate
 from services.worker.front.detokenize import Detokenizer
 from services.worker.front.token_bytes import TokenBytes
@@ -52,8 +53,11 @@ class Encoding:
         return TokenBytes(self._tokenizer)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Returns token ids; special tokens written in the text are recognised."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        """Returns token ids; special tokens written in the text are recognised. Raises InvalidArgumentError."""
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:  # a JSON file or a template can spell half of a surrogate pair, which is no text
+            raise InvalidArgumentError(f"text is not Unicode: {error}") from error
         return ids
 
     def decode(self, ids: list[int]) -> str:
@@ -118,6 +122,7 @@ def parse_json(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
     if name not in files:
         return {}
     try:
+        check_values(files[name])
         value = json.loads(files[name])
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{name} is not JSON: {error}", field=name) from error

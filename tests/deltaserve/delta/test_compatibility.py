@@ -178,7 +178,14 @@ def test_malformed_configs_are_refused(change: dict[str, Any]) -> None:
         check_complete(tiny_config(**change), {}, "fine-tune")
 
 
-@pytest.mark.parametrize("change", [{"rope_scaling": 1}, {"rope_theta": "x"}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"rope_scaling": 1}, {"rope_theta": "x"}, {"rope_theta": 10**400}], ids=lambda c: str(c)[:40]
+)
 def test_malformed_rope_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(FormatError, match="rope"):
         check(tiny_config(**change))
+
+
+def test_layers_are_counted_before_anything_is_made_for_each() -> None:
+    with pytest.raises(FormatError, match="num_hidden_layers"):
+        check(tiny_config(num_hidden_layers=10**12))

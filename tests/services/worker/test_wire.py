@@ -4,7 +4,7 @@ import struct
 import pytest
 
 from deltaserve.errors import FormatError
-from services.worker.messages import Abort, Add, Output, Sampling, Step
+from services.worker.messages import Abort, Add, Drop, Output, Sampling, Step
 from services.worker.wire import (
     MAX_FRAME_BYTES,
     FrameBuffer,
@@ -47,3 +47,8 @@ async def test_what_is_no_frame_is_refused(data):
     reader.feed_data(data)
     with pytest.raises(FormatError):
         await read_message(reader, from_engine_decoder())
+
+
+def test_text_that_is_no_utf8_is_refused():
+    with pytest.raises(FormatError):
+        FrameBuffer(to_engine_decoder()).feed(encode(Drop("m@1")).replace(b"m@1", b"m\xff1"))

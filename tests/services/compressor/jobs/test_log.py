@@ -60,3 +60,10 @@ async def test_cancel_wishes_and_unknown_jobs(store: Store) -> None:
     assert (await log.latest("j")).state == "queued"
     with pytest.raises(NotFoundError, match="no job 'x'"):
         await log.latest("x")
+
+
+async def test_a_record_of_bottomless_nesting_stops_no_other_job(store: Store) -> None:
+    log = JobLog(store)
+    await log.create(first("a", 1.0))
+    await store.put_new("jobs/b/000000.json", b'{"spec": ' + b'{"a":' * 100_000)
+    assert [record.job_id for record in await log.all()] == ["a"]

@@ -56,3 +56,18 @@ def test_labelled_rows_accept_a_leading_blank_and_refuse_text(tmp_path: Path):
     path.write_text('{"text": "p"}\n')
     with pytest.raises(FormatError, match="row 1 has no prompt and targets"):
         read_labelled(path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"text": "\\ud800"}',
+        b'{"messages": [{"role": "\\udfff"}]}',
+        b'{"text": "", "x": [' + b"[]," * 300_000 + b"0]}",
+    ],
+)
+def test_half_characters_and_lines_of_too_many_values_are_refused(tmp_path: Path, line: bytes):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(line)
+    with pytest.raises(FormatError, match="line 1 is not JSON"):
+        read_rows(path)

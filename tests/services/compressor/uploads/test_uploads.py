@@ -113,3 +113,13 @@ def test_old_uploads_expire_unless_a_job_waits_for_them(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         uploads.get("a")
     uploads.get("b")
+
+
+def test_a_damaged_declaration_is_in_nobodys_way(tmp_path: Path) -> None:
+    Uploads(tmp_path, ROOMY).start(declared("a"))
+    (tmp_path / "a" / "upload.json").write_bytes(b'{"upload_id": \xff')
+    again = Uploads(tmp_path, ROOMY)
+    again.start(declared("b"))
+    with pytest.raises(DataLossError, match="declaration of upload 'a' is damaged"):
+        again.get("a")
+    assert again.expire(time.time() + 60, {"b"}) == ["a"]

@@ -66,3 +66,20 @@ def test_a_template_is_confined(source: str) -> None:
 def test_a_malformed_template_says_so() -> None:
     with pytest.raises(FormatError, match="chat template is malformed"):
         ChatTemplate("{% for m in messages %}", {})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{{ '%1000000000000d' | format(1) }}",
+        "{{ 'a' * 10**11 }}",
+        "{% set n = 10**11 %}{{ 'a' * n }}",
+        "{{ '\\ud800' }}",
+    ],
+)
+def test_a_template_that_never_ends_or_takes_all_memory_is_stopped(source: str) -> None:
+    with pytest.raises(InvalidArgumentError):
+        ChatTemplate(source, {}).render(MESSAGES, True)
+    assert ChatTemplate("{{ messages[1].content }}", {}).render(MESSAGES, True) == "Hi 😀"

@@ -88,3 +88,8 @@ def test_options_of_the_library_are_not_the_clients(gpt: Encoding) -> None:
     assert accepts(gpt, pb.Grammar(json_schema=json.dumps(schema)), '{"x": 1, "y": 2}')
     with pytest.raises(InvalidArgumentError):
         compile_grammar(pb.Grammar(json_schema=json.dumps({"x-guidance": {"lenient": True}, "not": {}})))
+
+
+def test_what_the_library_cannot_write_down_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="cannot be followed"):
+        compile_grammar(pb.Grammar(json_schema=json.dumps({"minimum": 1 << 64})))

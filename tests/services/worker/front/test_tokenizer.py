@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from deltaserve.errors import FormatError, PreconditionError, UnsupportedModelError
+from deltaserve.errors import FormatError, InvalidArgumentError, PreconditionError, UnsupportedModelError
 from services.worker.front.tokenizer import Encoding, PromptTokenizer, require_tokenizer
 
 ZOO = Path(os.environ.get("DELTASERVE_ZOO", Path(__file__).parents[5] / "shared" / "zoo"))
@@ -98,3 +98,8 @@ def test_malformed_configs_are_refused(data: bytes, gpt: Encoding) -> None:
 def test_a_missing_tokenizer_says_how_to_make_one() -> None:
     with pytest.raises(UnsupportedModelError, match="save_pretrained"):
         require_tokenizer({"tokenizer.model": b""}, "m@1")
+
+
+def test_half_of_a_surrogate_pair_is_no_text(gpt: Encoding) -> None:
+    with pytest.raises(InvalidArgumentError, match="not Unicode"):
+        _ = PromptTokenizer(gpt, {"tokenizer_config.json": b'{"eos_token": "\\ud800"}'}).eos_token_id

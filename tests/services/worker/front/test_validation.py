@@ -121,7 +121,7 @@ def test_generation_config() -> None:
     assert generation_defaults({"do_sample": False, "temperature": 0.6}, {}, None, "m").sampling["temperature"] == 0
 
 
-@pytest.mark.parametrize("value", [-1, float("nan"), "hot", True, [1], 1e9])
+@pytest.mark.parametrize("value", [-1, float("nan"), "hot", True, [1], 1e9, 10**400, -(10**400)])
 def test_bad_defaults_are_left_out(value: object, caplog: pytest.LogCaptureFixture) -> None:
     assert generation_defaults({"temperature": value}, {}, None, "m@1") == GenerationDefaults()
     assert "m@1: generation_config.json has temperature" in caplog.text
