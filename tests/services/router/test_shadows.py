@@ -11,7 +11,7 @@ import pytest
 
 from deltaserve.aliases import AliasVersion, Route, Shadow
 from deltaserve.catalog import write_alias
-from deltaserve.errors import InternalError, InvalidArgumentError, PreconditionError
+from deltaserve.errors import DrainingError, InternalError, InvalidArgumentError, PreconditionError
 from deltaserve.rpc.servers import serving
 from deltaserve.store import Store
 from deltaserve.v1 import admin_pb2
@@ -87,6 +87,32 @@ async def test_an_alias_splits_by_key_and_switches_at_once(store: str, worker: S
         assert {await revision_of(key) for key in keys} == {"3"}
 
 
+async def test_a_stream_that_moves_keeps_its_revision(store: str, worker: ScriptedWorker) -> None:
+    await publish_all(store, AliasVersion(1, (Route("m@1"),)))
+
+    async def script(worker: ScriptedWorker, submit: wpb.Submit) -> None:
+        if submit.resume:
+            worker.emit(submit.request_id, chunk("b", 1), *ending(worker, submit, 2))
+        else:
+            worker.emit(submit.request_id, chunk("a", 0))
+
+    worker.script = script
+    async with serve(worker) as port, routing(store, [f"127.0.0.1:{port}"]) as (router, client):
+        await connected(router)
+        stream = asyncio.create_task(rest(client.generate(model="prod")))
+        await until(lambda: any(f.output.started for k in router.fleet.links() for f in k.flights.values()))
+        await write_alias(Store.open(store), "prod", AliasVersion(2, (Route("m@2"),)))
+        await until(lambda: router.catalog.alias("prod") == AliasVersion(2, (Route("m@2"),)))
+        worker.emit(worker.submits[0].request_id, error=DrainingError("shutting down"))
+        frames = await stream
+        later = client.generate(model="prod")
+        assert (await later.read()).accepted.revision == "2"
+        later.cancel()
+    assert [frame.accepted.revision for frame in frames if frame.HasField("accepted")] == ["1"]
+    assert "".join(frame.chunk.text for frame in frames) == "ab"
+    assert [submit.revision for submit in worker.submits[:2]] == ["m@1", "m@1"]
+
+
 async def test_a_route_that_was_deleted_gives_its_requests_to_the_others(store: str, worker: ScriptedWorker) -> None:
     await publish_all(store, AliasVersion(1, (Route("m@9", 99), Route("m@2", 1))))
     async with serve(worker) as port, routing(store, [f"127.0.0.1:{port}"]) as (router, client):
@@ -96,9 +122,8 @@ async def test_a_route_that_was_deleted_gives_its_requests_to_the_others(store: 
             assert frames[0].accepted.revision == "2"
 
 
-@pytest.mark.parametrize("share", [1.0])
-async def test_a_shadow_is_compared_and_not_seen(store: str, worker: ScriptedWorker, share: float) -> None:
-    await publish_all(store, AliasVersion(1, (Route("m@1"),), Shadow("m@2", share)))
+async def test_a_shadow_is_compared_and_not_seen(store: str, worker: ScriptedWorker) -> None:
+    await publish_all(store, AliasVersion(1, (Route("m@1"),), Shadow("m@2", 1.0)))
 
     async def script(worker: ScriptedWorker, submit: wpb.Submit) -> None:
         words = submit.request.text.split()
@@ -127,7 +152,6 @@ async def test_a_shadow_is_compared_and_not_seen(store: str, worker: ScriptedWor
         assert found.tokens_agreed == 4 + 2 + 2
         assert found.agreement == pytest.approx(8 / 9)
         assert found.mean_divergence == 2
-        assert client.generate is not None
         assert router.rates.rates("m", asyncio.get_running_loop().time()).total == 3  # shadows are nobody's requests
         await until(lambda: not any(link.flights for link in router.fleet.links()))
 
