@@ -21,6 +21,7 @@ from services.router.admission.keys import Caller
 from services.router.generation import Generations
 from services.router.http.answering import Answer
 from services.router.http.body import decode, read_body
+from services.router.http.credentials import authorization
 from services.router.http.errors import RequestError, error_response
 from services.router.http.fields import ChatOptions, CompletionOptions, Options
 from services.router.http.models import Models
@@ -122,7 +123,7 @@ class Api:
         return _json({"version": __version__})
 
     def _caller(self, request: Request) -> Caller:
-        return self._generations.caller(request.headers.get("authorization"))
+        return self._generations.caller(authorization(request))
 
     def _answer(
         self, request: Request, options: Options, requests: list[GenerateRequest], reply: Reply, caller: Caller

@@ -18,12 +18,13 @@ from starlette.routing import Route
 from deltaserve import __version__
 from deltaserve.aliases import AliasVersion
 from deltaserve.catalog import Catalog, ModelRecord
-from deltaserve.errors import DeltaServeError, NotFoundError
+from deltaserve.errors import DeltaServeError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 from deltaserve.report.page import render
 from deltaserve.v1 import models_pb2
 from deltaserve.v1.inference_pb2 import Tier as TierValue
 from services.router.dispatch import Dispatcher
 from services.router.generation import Generations
+from services.router.http.credentials import BASIC, authorization
 from services.router.http.samples import SAMPLE_SECONDS, Samples
 from services.router.link import WorkerLink
 from services.router.passthrough import Passthrough
@@ -86,6 +87,8 @@ class Live:
     async def page(self, request: Request) -> Response:
         """Serves the files."""
         name = request.path_params.get("name", "index.html")
+        if name == "index.html" and (refused := self._refused(request)) is not None:
+            return refused
         if name not in _TYPES:
             return Response(f"{name[:80]} is no file of the live page", 404, media_type="text/plain")
         data = files(__package__).joinpath("page", name).read_bytes()
@@ -93,6 +96,8 @@ class Live:
 
     async def report(self, request: Request) -> Response:
         """Serves the quality report of `<model>@<revision>`."""
+        if (refused := self._refused(request)) is not None:
+            return refused
         try:
             name = await self._catalog.resolve(request.path_params["revision"])
             manifest = await self._catalog.manifest(name)
@@ -102,8 +107,10 @@ class Live:
             return Response(error.message, 404, media_type="text/plain")
         return Response(render(manifest.report, str(name)), media_type="text/html", headers=_REPORT_HEADERS)
 
-    async def state(self, request: Request) -> Response:  # noqa: ARG002 - an endpoint's signature
+    async def state(self, request: Request) -> Response:
         """Serves everything that the page shows."""
+        if (refused := self._refused(request)) is not None:
+            return refused
         try:
             records = await self._catalog.models()
             aliases = await self._catalog.aliases()
@@ -134,6 +141,16 @@ class Live:
         return Response(
             msgspec.json.encode(state), media_type="application/json", headers={"Cache-Control": "no-store"}
         )
+
+    def _refused(self, request: Request) -> Response | None:
+        """Returns what a caller without an admin's key gets, where there are keys."""
+        try:
+            self._dispatcher.gate.quotas.book.admin(authorization(request))
+        except UnauthenticatedError as error:
+            return Response(error.message, 401, {"WWW-Authenticate": BASIC}, media_type="text/plain")
+        except PermissionDeniedError as error:
+            return Response(error.message, 403, media_type="text/plain")
+        return None
 
     def _sample(self, now: float, seconds: float) -> None:
         flying = [f for link in self._dispatcher.fleet.links() for f in link.flights.values() if not f.background]
