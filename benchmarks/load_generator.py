@@ -183,7 +183,8 @@ async def measure(tokens: list[int], processes: list[int]) -> None:
         async with served(protocol) as target:
             await send(target, 50.0, 10, 1, 1.0)  # warm
             request, token = await cost(target, 100)
-            print(f"{protocol}: {1e6 * request:.0f} us CPU a request, {1e6 * token:.0f} us a token")
+            print(f"{protocol}: {1e6 * request:.0f} us CPU a request, {1e6 * token:.0f} us a token", end="; ")
+            print(f"a core is {1 / request:,.0f} requests/s, or {1 / token:,.0f} tokens/s of long answers")
             print(
                 f"{'tokens':>8}{'processes':>11}{'requests/s':>12}{'tokens/s':>10}{'core':>7}{'late p50, p99 ms':>18}"
             )

@@ -100,7 +100,7 @@ class Connections:
                 return connection
             connection.close()
         reader, writer = await asyncio.open_connection(self._host, self._port)
-        return Connection(reader, writer, self._host)
+        return Connection(reader, writer, f"{self._host}:{self._port}")
 
     def give(self, connection: Connection) -> None:
         """Takes a connection back whose answer was read to its end."""

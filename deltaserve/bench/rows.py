@@ -68,8 +68,9 @@ def models(summary: Summary, most: int | None = None) -> Rows:
     """Returns a row for each model, the most asked for first, or for the first `most`."""
     columns = ("model", ">requests", ">failed", ">tokens/s", ">TTFT p50", ">p99", ">inter-token p50", ">p99",
                ">E2E p50", ">p99", ">objectives met")  # fmt: skip
+    shown = len(columns) - (not summary.total.attainment)  # nothing can meet what is not set
     found = list(summary.models.items())[:most]
-    return Rows(columns, [[name, *_model(one)] for name, one in found])
+    return Rows(columns[:shown], [[name, *_model(one)][:shown] for name, one in found])
 
 
 def verdict(summary: Summary) -> str:

@@ -129,7 +129,7 @@ def show(console: Console, summary: Summary) -> None:
             console.print()
     if len(summary.models) > _MOST_MODELS:
         console.print(f"{len(summary.models) - _MOST_MODELS} more models: --json or --html")
-    console.print(rows.verdict(summary), style=None if summary.generator.kept_up else "bold red")
+    console.print(rows.verdict(summary), style=None if summary.generator.kept_up else "bold red", soft_wrap=True)
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

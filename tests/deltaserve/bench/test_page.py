@@ -75,5 +75,8 @@ def test_tables_say_what_the_figures_say(records: list[Record]) -> None:
     assert sum(int(row[1]) for row in table.rows) == len(records)
     assert all(len(row) == len(table.columns) for row in table.rows)
     assert len(rows.models(found, 2).rows) == 2
-    assert rows.objectives(summary_of(records, Objectives())) is None
+    without = summary_of(records, Objectives())
+    assert rows.objectives(without) is None
+    assert rows.models(without).columns == table.columns[:-1]
+    assert {len(row) for row in rows.models(without).rows} == {len(table.columns) - 1}
     assert [row[0] for row in (rows.objectives(found) or table).rows] == ["TTFT", "inter-token", "E2E", "all of them"]
