@@ -22,9 +22,9 @@ def test_tokens_do_not_depend_on_neighbours(tmp_path: Path, settings: dict[str, 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = compare(tmp_path, random.Random(), rounds=2, **settings)
+        found = compare(tmp_path, random.Random(), rounds=1, **settings)
     finally:
         torch.set_num_threads(threads)
-    assert found.sequences == 24
+    assert found.sequences == 12
     assert found.other_tokens == 0
     assert found.largest <= 1e-3  # logits are not the same bits: GEMMs of other shapes add up in another order
