@@ -173,6 +173,8 @@ async def under_fire(
         load.append(asyncio.create_task(_upload(client, folder, tally, stop)))
         await _shoot(services, rng, tally, kills, seconds)
         stop.set()
+        for service in services.values():
+            await _started_again(service, tally)
         await asyncio.gather(*load)
         await _settled(client, folder, tally)
         for (model, prompt), tokens in said.items():
@@ -185,6 +187,8 @@ async def _shoot(services: dict[str, Service], rng: random.Random, tally: Tally,
     end = time.monotonic() + seconds
     while tally.killed < kills and time.monotonic() < end:
         await asyncio.sleep(rng.uniform(0.2, 1.0))
+        for service in services.values():
+            await _started_again(service, tally)
         ready = [service for service in services.values() if await service.ready()]
         if not ready:
             continue
@@ -209,8 +213,14 @@ async def _shoot(services: dict[str, Service], rng: random.Random, tally: Tally,
         else:
             await _disturb(service.proxy, kind, rng)
         tally.faults[f"{service.name.partition('-')[0]} {kind}"] += 1
-        if process.returncode is not None and kind == "engine kill":  # a worker gives up after some lost engines
-            await service.start()
+
+
+async def _started_again(service: Service, tally: Tally) -> None:
+    """Starts a service that ended, as whatever runs services does; a worker ends when it loses too many engines."""
+    assert service.process is not None
+    if service.process.returncode is not None:
+        tally.faults[f"{service.name.partition('-')[0]} ended by itself"] += 1
+        await service.start()
 
 
 async def _disturb(proxy: FaultProxy, kind: str, rng: random.Random) -> None:
