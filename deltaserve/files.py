@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -38,7 +40,7 @@ def publish_new(temp: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     finally:
-        temp.unlink()
+        temp.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
 
@@ -46,15 +48,27 @@ def publish_new(temp: Path, path: Path) -> bool:
 def write_new(path: Path, data: bytes) -> bool:
     """Creates `path` with `data`, whole or not at all; False, and no change, if it exists."""
     temp = temp_beside(path)
-    temp.write_bytes(data)
-    return publish_new(temp, path)
+    with _no_litter(temp):
+        temp.write_bytes(data)
+        return publish_new(temp, path)
 
 
 def copy_new(source: Path, path: Path) -> bool:
     """Copies `source` to `path`, whole or not at all; False, and no change, if `path` exists."""
     temp = temp_beside(path)
-    shutil.copyfile(source, temp)
-    return publish_new(temp, path)
+    with _no_litter(temp):
+        shutil.copyfile(source, temp)
+        return publish_new(temp, path)
+
+
+@contextlib.contextmanager
+def _no_litter(temp: Path) -> Iterator[None]:
+    """Removes a temporary file when it cannot be finished: on a full disk it would keep the disk full."""
+    try:
+        yield
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
 
 
 def remove(path: Path) -> None:

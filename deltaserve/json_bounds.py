@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-MAX_VALUES = 300_000
-"""Most values in one document; of the smallest values these take about 50 MB in Python."""
+MAX_VALUES = 200_000
+"""Most values in one document; of the smallest values these take about 35 MB in Python."""
 
 
 def most_values(data: bytes) -> int:

@@ -16,7 +16,7 @@ from deltaserve.errors import FormatError, InvalidArgumentError
 from deltaserve.json_bounds import check_values
 from deltaserve.names import check_file_name
 
-MAX_HEADER_BYTES = 4 << 20  # some 40,000 tensors; parsing takes up to fifteen times as much memory
+MAX_HEADER_BYTES = 4 << 20  # MAX_VALUES allows some 28,000 tensors; parsing takes up to fifteen times as much memory
 MAX_INDEX_BYTES = 4 << 20
 MAX_DIMENSIONS = 8
 SINGLE_FILE = "model.safetensors"
