@@ -32,7 +32,7 @@ class Share:
 
     Attributes:
         records: one a request, in the order of its schedule.
-        cpu: share of one core that it used from the start to its last answer; near 1 it is the bottleneck itself.
+        cpu: share of one core that it used until its last answer; near 1 it is the bottleneck itself.
     """
 
     records: list[Record]
@@ -67,7 +67,7 @@ async def drive(
     telling = asyncio.create_task(_tell(progress, tell))
     gc.collect()
     gc.freeze()  # a collection that walks the whole schedule would stop the clock for everybody
-    spent = time.process_time()
+    began, spent = time.monotonic(), time.process_time()
     try:
         async with asyncio.TaskGroup() as group:
             tasks = []
@@ -78,7 +78,7 @@ async def drive(
     finally:
         telling.cancel()
         gc.unfreeze()
-    cpu = (time.process_time() - spent) / max(time.monotonic() - start, 1e-9)
+    cpu = (time.process_time() - spent) / max(time.monotonic() - began, 1e-9)
     tell(progress)
     return Share([task.result() for task in tasks], cpu)
 

@@ -22,6 +22,12 @@ async def test_every_request_is_sent_once(peer: Any, processes: int) -> None:
     assert last[-1].ended == 30
 
 
+async def test_more_processes_than_requests(peer: Any) -> None:
+    shares = await run(Target(peer.address), [Planned(0.0, "m", "a", 9)], 2)
+    assert [len(share.records) for share in shares] == [1, 0]
+    assert all(0 <= share.cpu <= 4 for share in shares)
+
+
 @pytest.mark.parametrize(("processes", "raised"), [(1, UnavailableError), (2, InternalError)])
 async def test_nobody_there(processes: int, raised: type[Exception]) -> None:
     planned = [Planned(0.0, "m", "p", 1)] * 4
