@@ -21,7 +21,7 @@ work=$(mktemp -d)
 pids=()
 
 say() { printf '\n== %s (%(%H:%M:%S)T)\n' "$*" -1; }
-compose() { ${COMPOSE:-docker compose} $files -p deltaserve-check "$@"; }
+compose() { ${COMPOSE:-docker compose} $files -p "${PROJECT:-deltaserve-check}" "$@"; }
 requests() { "$PYTHON" deploy/send_requests.py "127.0.0.1:$ROUTER_PORT" "$@"; }
 containers() { compose ps -q "$1"; }
 
