@@ -1,8 +1,8 @@
 """Requests to a running stack, to see whether it works: `python deploy/send_requests.py HOST:PORT WHAT`.
 
 WHAT is `demo`: what `make demo` sends; `packed`: of that only the deltas that are compressed already; `workers N`:
-waits until N workers serve; `steady`: streams until SIGTERM and then tells how many streams there were and how many failed,
-which is its exit status.
+waits until N workers serve; `steady`: streams until SIGTERM and then tells how many streams there were and
+how many failed, which is its exit status.
 """
 
 from __future__ import annotations
