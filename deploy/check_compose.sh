@@ -55,7 +55,7 @@ fi
 under_load() {
     allowed=$1
     shift
-    requests steady >"$work/steady" &
+    "$PYTHON" deploy/send_requests.py "127.0.0.1:$ROUTER_PORT" steady >"$work/steady" & # not `requests`: it gets a signal
     load=$!
     sleep 5
     "$@"
