@@ -8,6 +8,8 @@
 # SERVICES   what is started (default: all); for machines that cannot pull every image
 # PYTHON     with DeltaServe installed (default: .venv/bin/python)
 # COMPOSE    the compose command (default: docker compose)
+# REQUESTS   demo (default), or packed: without the compression, which takes minutes on a busy machine
+# BUILD      no: the images are there
 # BUILD_ARGS more flags of `compose build`, such as --build-arg TORCH_INDEX=
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +21,7 @@ work=$(mktemp -d)
 pids=()
 
 say() { printf '\n== %s (%(%H:%M:%S)T)\n' "$*" -1; }
-compose() { ${COMPOSE:-docker compose} $files -p deltaserve-check "$@"; }
+compose() { ${COMPOSE:-docker compose} $files -p "${PROJECT:-deltaserve-check}" "$@"; }
 requests() { "$PYTHON" deploy/send_requests.py "127.0.0.1:$ROUTER_PORT" "$@"; }
 containers() { compose ps -q "$1"; }
 
@@ -53,7 +55,7 @@ fi
 under_load() {
     allowed=$1
     shift
-    requests steady >"$work/steady" &
+    "$PYTHON" deploy/send_requests.py "127.0.0.1:$ROUTER_PORT" steady >"$work/steady" & # not `requests`: it gets a signal
     load=$!
     sleep 5
     "$@"
@@ -71,7 +73,7 @@ kill_a_worker() {
 }
 
 say build
-compose build ${BUILD_ARGS:-} router compressor worker
+[ "${BUILD:-yes}" = no ] || compose build ${BUILD_ARGS:-} router compressor worker
 say "up --wait"
 compose up -d --wait --wait-timeout 300 ${SERVICES:-}
 compose ps --format 'table {{.Service}}\t{{.Status}}'
@@ -80,9 +82,9 @@ for service in router compressor worker; do
 done
 compose exec -T router python -c 'import importlib.util as u; print("torch in the router image:", u.find_spec("torch"))'
 
-say "the demo's requests"
+say "requests: ${REQUESTS:-demo}"
 requests workers 1
-requests demo
+requests "${REQUESTS:-demo}"
 
 say "--scale worker=3, under load"
 under_load none compose up -d --wait --no-recreate --scale worker=3 ${SERVICES:-}

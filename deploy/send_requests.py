@@ -1,7 +1,8 @@
-"""Requests to a running stack, to see whether it works: `send_requests.py HOST:PORT demo | workers N | steady`.
+"""Requests to a running stack, to see whether it works: `python deploy/send_requests.py HOST:PORT WHAT`.
 
-`demo` sends what `make demo` sends; `workers N` waits until N workers serve; `steady` streams until SIGTERM and then
-tells how many streams there were and how many failed, which is its exit status.
+WHAT is `demo`: what `make demo` sends; `packed`: of that only the deltas that are compressed already; `workers N`:
+waits until N workers serve; `steady`: streams until SIGTERM and then tells how many streams there were and
+how many failed, which is its exit status.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ async def _demo(client: AsyncClient) -> int:
     return 0
 
 
+async def _packed(client: AsyncClient) -> int:
+    await demo.register_packed(make_console(), client)
+    for name in demo.PACKED:
+        done = await client.complete(name, demo.test_lines()[0].prompt, temperature=0, max_tokens=16)
+        print(f"{name}: {done.text!r}")
+    return 0
+
+
 async def _workers(client: AsyncClient, wanted: int) -> int:
     async with asyncio.timeout(_WAIT_SECONDS):
         while True:
@@ -52,15 +61,16 @@ async def _steady(client: AsyncClient) -> int:
                 failed[error.message] += 1
                 await asyncio.sleep(0.2)
 
-    await asyncio.gather(*(stream(model) for model in ("base", "conj_fr", "g2p", "section")[:_AT_ONCE]))
+    models = [model.model for model in await client.models()]
+    await asyncio.gather(*(stream(models[number % len(models)]) for number in range(_AT_ONCE)))
     print(f"{used.total()} streams on {len(used)} workers, {failed.total()} failed {dict(failed) or ''}")
     return int(failed.total() > 0)
 
 
 async def _main(address: str, what: str, *more: str) -> int:
     async with AsyncClient(address) as client:
-        if what == "demo":
-            return await _demo(client)
+        if what in {"demo", "packed"}:
+            return await (_demo(client) if what == "demo" else _packed(client))
         return await (_workers(client, int(more[0])) if what == "workers" else _steady(client))
 
 
