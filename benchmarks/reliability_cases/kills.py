@@ -154,11 +154,11 @@ async def publish(client: AsyncClient, folder: Path, model: str, extra: list[Pat
 
 
 async def under_fire(
-    folder: Path, tiny: Tiny, rng: random.Random, kills: int, seconds: float, streams: int = 6
+    folder: Path, tiny: Tiny, rng: random.Random, kills: int, seconds: float, streams: int = 6, pace: float = 0.6
 ) -> Tally:
     """Runs load and faults until there were `kills` kills or `seconds` are over, then lets everything settle.
 
-    Every stream is greedy, and compared with what the same request said before anything was killed. Every upload is a
+    Faults come `pace` seconds after one another on average. Every stream is greedy, and compared with what the same request said before anything was killed. Every upload is a
     delta of its own; once its job is queued it must be published in the end, with every byte right.
     """
     tally = Tally()
@@ -171,7 +171,7 @@ async def under_fire(
         stop = asyncio.Event()
         load = [asyncio.create_task(_stream(client, said, random.Random(n), tally, stop)) for n in range(streams)]
         load.append(asyncio.create_task(_upload(client, folder, tally, stop)))
-        await _shoot(services, rng, tally, kills, seconds)
+        await _shoot(services, rng, tally, kills, seconds, pace)
         stop.set()
         for service in services.values():
             await _started_again(service, tally)
@@ -183,10 +183,12 @@ async def under_fire(
     return tally
 
 
-async def _shoot(services: dict[str, Service], rng: random.Random, tally: Tally, kills: int, seconds: float) -> None:
+async def _shoot(
+    services: dict[str, Service], rng: random.Random, tally: Tally, kills: int, seconds: float, pace: float
+) -> None:
     end = time.monotonic() + seconds
     while tally.killed < kills and time.monotonic() < end:
-        await asyncio.sleep(rng.uniform(0.2, 1.0))
+        await asyncio.sleep(pace * rng.uniform(0.3, 1.7))
         for service in services.values():
             await _started_again(service, tally)
         ready = [service for service in services.values() if await service.ready()]
