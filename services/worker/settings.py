@@ -35,6 +35,11 @@ class WorkerSettings:
     max_wait_seconds: float = setting(
         2.0, help="how long requests of deltas in memory may pass one that waits for its own"
     )
+    prefix_cache: bool = setting(True, help="whether the common beginnings of a model's prompts are computed once")
+    step_seconds: float = setting(
+        0.05,
+        help="deltas run at once while steps take so long, or twice what they do without deltas; 0: max_deltas run",
+    )
     threads: int = setting(0, help="torch threads on the CPU; 0: half of the CPUs")
     max_requests: int = setting(4096, help="most requests at once, waiting ones included")
     max_logprobs: int | None = setting(None, help="most top_logprobs of a request; empty: the whole vocabulary")
@@ -51,7 +56,7 @@ class WorkerSettings:
             _at_least(self, field, 1)
         for field in ("delta_bytes", "decoded_bytes", "max_context", "max_wait_seconds", "threads", "max_requests"):
             _at_least(self, field, 0)
-        for field in ("engine_restarts", "notice_seconds", "grace_seconds"):
+        for field in ("step_seconds", "engine_restarts", "notice_seconds", "grace_seconds"):
             _at_least(self, field, 0)
         if self.report_seconds <= 0:
             raise ValueError(f"report_seconds is {self.report_seconds}; expected more than 0")
@@ -72,6 +77,8 @@ class WorkerSettings:
             max_deltas=self.max_deltas,
             max_context=self.max_context,
             max_wait_seconds=self.max_wait_seconds,
+            prefix_cache=self.prefix_cache,
+            step_seconds=self.step_seconds,
             threads=self.threads,
         )
 

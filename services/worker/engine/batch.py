@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from services.worker.engine.blocks import NULL_BLOCK
 from services.worker.engine.deltas import DeltaRows, DeltaWeights, RowOwners
-from services.worker.engine.scheduler import Chunk
+from services.worker.engine.plan import Chunk
 
 MIN_DECODE_WIDTH = 8  # blocks: shorter sequences share one padded attention call
 

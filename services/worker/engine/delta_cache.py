@@ -85,6 +85,10 @@ class DeltaCache:
         self._ask(claims - {revision for revision, _ in failures})
         return failures
 
+    def identity(self, revision: str) -> str:
+        """Returns what tells the contents of a delta in memory from all others; the base has its own."""
+        return self.weights[revision].identity if revision else "base"
+
     def uses(self, in_use: Callable[[str], int]) -> list[DeltaUse]:
         """Returns every delta in memory for Stats; `in_use` counts the sequences of a delta."""
         entries = self.residency.entries

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import torch
 
 from deltaserve.delta.codecs import get_codec
@@ -25,6 +27,7 @@ class DeltaWeights:
 
     Attributes:
         vocab: rows of the fine-tune's lm_head, which may differ from the base's.
+        identity: digest of its contents.
         linears: Δ̂ [N, K] by module name, e.g. "model.layers.0.mlp.up_proj".
         biases: bias of the fine-tune minus bias of the base [N], by name of the fused linear.
         norms: weights of the fine-tune, by name of the norm.
@@ -34,6 +37,7 @@ class DeltaWeights:
 
     revision: str
     vocab: int
+    identity: str = ""
     linears: dict[str, Operand] = field(default_factory=dict)
     biases: dict[str, torch.Tensor] = field(default_factory=dict)
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -112,7 +116,7 @@ class DeltaBuilder:
 
     def build(self, reader: DeltaReader, revision: str) -> DeltaWeights:
         """Reads all tensors; raises FormatError or DataLossError for a malformed one."""
-        delta = DeltaWeights(revision, vocab=self._base.lm_head.shape[0])
+        delta = DeltaWeights(revision, vocab=self._base.lm_head.shape[0], identity=_identity(reader.manifest))
         for entry in reader.manifest.tensors:
             self._add(delta, entry, reader.tensor(entry.name))
         head = self._head(reader.manifest)
@@ -216,6 +220,11 @@ def apply_lm_head(x: torch.Tensor, lm_head: Matrix, rows: RowOwners) -> torch.Te
         if r.delta.lm_head is not None:
             sbmm(logits[:, : r.delta.vocab], x, [Group(r.begin, r.end, r.delta.lm_head)])
     return logits
+
+
+def _identity(manifest: Manifest) -> str:
+    """Returns a digest of all contents of a delta, whatever its name: entries have the sha256s of their planes."""
+    return hashlib.sha256(msgspec.json.encode([manifest.base, manifest.config, manifest.tensors])).hexdigest()
 
 
 def _elements(entry: TensorEntry) -> int:

@@ -28,8 +28,11 @@ from services.worker.engine.grammars import Grammars
 from services.worker.engine.link import Link
 from services.worker.engine.loader import Loader
 from services.worker.engine.model import LlamaModel
+from services.worker.engine.pace import Pace
+from services.worker.engine.plan import Limits
+from services.worker.engine.prefixes import PrefixCache
 from services.worker.engine.residency import Residency
-from services.worker.engine.scheduler import Limits, Scheduler
+from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.settings import EngineSettings
 from services.worker.engine.weights import BaseReader
 from services.worker.messages import FromEngine, Ready, Shutdown
@@ -91,7 +94,10 @@ def build_engine(
     loader = Loader(DeltaBuilder(weights), check, wake)
     deltas = DeltaCache(Residency(settings.delta_bytes, settings.decoded_bytes), loader, send)
     attention = PagedSdpa(config, blocks.count, blocks.block_size, dtype, device)
-    engine = Engine(LlamaModel(config, weights), attention, Scheduler(limits, blocks), deltas, send, Grammars(wake))
+    prefixes = PrefixCache(blocks, deltas.identity, enabled=settings.prefix_cache)
+    scheduler = Scheduler(limits, blocks, prefixes)
+    pace = Pace(settings.step_seconds, settings.max_deltas)
+    engine = Engine(LlamaModel(config, weights), attention, scheduler, deltas, send, Grammars(wake), pace)
     ready = Ready(
         context_length=engine.context,
         vocab_size=len(weights.embedding),

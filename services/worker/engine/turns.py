@@ -36,6 +36,10 @@ class Turns:
         """The delta of the favoured sequence, "" when there is none."""
         return self.favoured.revision if self.favoured else ""
 
+    def allow(self, deltas: int) -> None:
+        """Sets how many deltas may run at once; those that do go on until they end or give way."""
+        self._deltas = deltas
+
     def has_turn(self, revision: str) -> bool:
         """Whether a sequence of the delta runs; the base always counts as running."""
         return not revision or self._running[revision] > 0
