@@ -72,6 +72,11 @@ class Engine:
         """Whether nothing can happen before the next message or event of the loader."""
         return self._scheduler.idle
 
+    @property
+    def prefix_hits(self) -> int:
+        """Prompt tokens that were found in the prefix cache since the start."""
+        return self._scheduler.prefixes.hits
+
     def handle(self, message: ToEngine, now: float) -> None:
         """Takes one message; it has effect on the next step."""
         match message:
