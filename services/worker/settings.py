@@ -23,6 +23,9 @@ class WorkerSettings:
     )
     cache_bytes: int = setting(50 << 30, help="most bytes of deltas in the disk cache")
     device: str = setting("cpu", help="torch device: cpu, cuda, cuda:1")
+    tensor_parallel: int = setting(
+        1, help="devices that share every layer, from `device` on; kv, delta and decoded bytes are of each"
+    )
     dtype: str = setting("float32", help="of weights and activations: float32, bfloat16 or float16")
     kv_bytes: int = setting(256 << 20, help="KV cache, in device memory")
     block_size: int = setting(16, help="tokens of a KV cache block")
@@ -52,7 +55,15 @@ class WorkerSettings:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that cannot work."""
-        for field in ("cache_bytes", "kv_bytes", "block_size", "max_running", "max_step_tokens", "max_deltas"):
+        for field in (
+            "tensor_parallel",
+            "cache_bytes",
+            "kv_bytes",
+            "block_size",
+            "max_running",
+            "max_step_tokens",
+            "max_deltas",
+        ):
             _at_least(self, field, 1)
         for field in ("delta_bytes", "decoded_bytes", "max_context", "max_wait_seconds", "threads", "max_requests"):
             _at_least(self, field, 0)
@@ -67,6 +78,7 @@ class WorkerSettings:
             base_folder=str(self.base),
             fingerprint_cache=str(self.cache / "fingerprints"),
             device=self.device,
+            tensor_parallel=self.tensor_parallel,
             dtype=self.dtype,
             kv_bytes=self.kv_bytes,
             block_size=self.block_size,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltaserve.errors import DeltaServeError, QuotaError
 from services.worker.engine.deltas import DeltaWeights
-from services.worker.engine.loader import Decoded, Event, Failed, Inspected, Loaded, Loader
+from services.worker.engine.loader import Decoded, DeltaLoader, Event, Failed, Inspected, Loaded
 from services.worker.engine.residency import Residency
 from services.worker.messages import DeltaChanged, DeltaUse, Drop, FromEngine, Load, Rank, Wanted
 
@@ -22,7 +22,7 @@ class DeltaCache:
         weights: the deltas that can run.
     """
 
-    def __init__(self, residency: Residency, loader: Loader, send: Callable[[FromEngine], None]) -> None:
+    def __init__(self, residency: Residency, loader: DeltaLoader, send: Callable[[FromEngine], None]) -> None:
         self.weights: dict[str, DeltaWeights] = {}
         self.residency = residency
         self._loader = loader
@@ -77,6 +77,7 @@ class DeltaCache:
             self._send(DeltaChanged(revision=revision, state="dropped"))
         for revision in moves.forget_decoded:
             self.weights[revision].merged = {}
+            self._loader.unmerge(revision)
             self._tell(revision)
         for revision in moves.load:
             self._loader.load(revision)

@@ -7,6 +7,14 @@ counts as served as much as the last one that was admitted: nobody saves up clai
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Ordered
+
+from services.worker.engine.sequence import Sequence
+
+Order = tuple[int, float, int]  # priority, what the model was served, arrival: smaller goes first
+
 PROMPT_WEIGHT = 1.0
 OUTPUT_WEIGHT = 2.0  # a generated token takes a pass over the weights of its own; the paper's ratio
 
@@ -40,3 +48,29 @@ class TokenCounters:
         """Forgets everything: when nothing waits or runs, nobody owes anybody anything."""
         self._served.clear()
         self._levels.clear()
+
+
+def in_order(
+    ready: Ordered[Sequence], order: Callable[[Sequence], Order], may_start: Callable[[str], bool]
+) -> Iterator[Sequence]:
+    """Yields sequences in an order that changes as they are admitted, each before the next is asked for.
+
+    Args:
+        ready: by rank, so that those of one model and priority are in order among themselves.
+        order: of a sequence now.
+        may_start: whether a sequence of a model may begin to run now; models that may not are left out.
+    """
+    queues: dict[tuple[int, str], list[Sequence]] = {}  # the first last
+    for sequence in reversed(ready):
+        queues.setdefault((sequence.rank[0], sequence.revision), []).append(sequence)
+    heap = [order(queue[-1]) for queue in queues.values()]
+    by_arrival = {queue[-1].rank[1]: queue for queue in queues.values()}
+    heapq.heapify(heap)
+    while heap:
+        queue = by_arrival[heapq.heappop(heap)[2]]
+        if not may_start(queue[-1].revision):
+            continue
+        yield queue.pop()
+        if queue:
+            by_arrival[queue[-1].rank[1]] = queue
+            heapq.heappush(heap, order(queue[-1]))

@@ -26,6 +26,11 @@ class Chunk:
     length: int
     samples: bool  # whether the next token is sampled after this chunk
 
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens themselves."""
+        return self.sequence.tokens[self.start : self.start + self.length]
+
 
 @dataclass(slots=True)
 class Plan:

@@ -17,10 +17,10 @@ from __future__ import annotations
 import heapq
 from bisect import insort
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from services.worker.engine.blocks import BlockAllocator
-from services.worker.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT, TokenCounters
+from services.worker.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT, Order, TokenCounters, in_order
 from services.worker.engine.plan import Chunk, Limits, Plan
 from services.worker.engine.prefixes import PrefixCache
 from services.worker.engine.sequence import Sequence
@@ -180,7 +180,7 @@ class Scheduler:
         self._suspend(last, now)
         return True
 
-    def _order(self, sequence: Sequence) -> tuple[int, float, int]:
+    def _order(self, sequence: Sequence) -> Order:
         """Who goes first: by priority, then by what its model was served, then by arrival."""
         priority, arrival = sequence.rank
         return priority, self.served.of(sequence.revision, priority), arrival
@@ -212,29 +212,12 @@ class Scheduler:
     def _admit(self, plan: Plan, rows: int, resident: Collection[str], now: float) -> None:
         if not rows or len(self.running) >= self.limits.running:
             return
-        for sequence in self._candidates(resident):
+        ready = [s for s in self.waiting if not s.paused and (not s.revision or s.revision in resident)]
+        for sequence in in_order(ready, self._order, self.turns.may_start):
             if not rows or len(self.running) >= self.limits.running or not self._make_room(sequence, resident):
                 return
             self._run(plan, sequence, now)
             rows -= plan.compute(sequence, rows)
-
-    def _candidates(self, resident: Collection[str]) -> Iterator[Sequence]:
-        """Yields waiting sequences that may run, in order; each is admitted before the next is asked for."""
-        queues: dict[tuple[int, str], list[Sequence]] = {}  # by priority and model, the first last
-        for sequence in reversed(self.waiting):
-            if not sequence.paused and (not sequence.revision or sequence.revision in resident):
-                queues.setdefault((sequence.rank[0], sequence.revision), []).append(sequence)
-        heap = [self._order(queue[-1]) for queue in queues.values()]
-        first = {queue[-1].rank[1]: queue for queue in queues.values()}
-        heapq.heapify(heap)
-        while heap:
-            queue = first[heapq.heappop(heap)[2]]
-            if not self.turns.may_start(queue[-1].revision):
-                continue
-            yield queue.pop()
-            if queue:
-                first[queue[-1].rank[1]] = queue
-                heapq.heappush(heap, self._order(queue[-1]))
 
     def _make_room(self, sequence: Sequence, resident: Collection[str]) -> bool:
         """Gives a waiting sequence blocks for all its tokens if that leaves one for every running sequence."""

@@ -11,6 +11,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     base_folder: str  # folder of the base checkpoint: config.json and safetensors
     fingerprint_cache: str = ""  # folder that remembers the base's fingerprint; empty: hash the base at every start
     device: str = "cpu"
+    tensor_parallel: int = 1  # ranks, each on a device of its own; bytes are of each
     dtype: str = "float32"  # float32, bfloat16 or float16
     kv_bytes: int = 256 << 20
     block_size: int = 16  # tokens in a KV block
