@@ -40,7 +40,7 @@ class WorkerSettings:
     )
     prefix_cache: bool = setting(True, help="whether the common beginnings of a model's prompts are computed once")
     step_seconds: float = setting(
-        0.05,
+        0.2,
         help="deltas run at once while steps take so long, or twice what they do without deltas; 0: max_deltas run",
     )
     threads: int = setting(0, help="torch threads on the CPU; 0: half of the CPUs")

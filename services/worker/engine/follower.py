@@ -25,8 +25,8 @@ from services.worker.engine.rank_parts import RankParts, read_parts, threads_of
 from services.worker.engine.ranks import (
     HOST,
     Compute,
+    Done,
     Fetch,
-    Fetched,
     Forget,
     Merge,
     Order,
@@ -101,14 +101,14 @@ class Follower:
             match event:
                 case Loaded(delta, _):
                     self._deltas[delta.revision] = delta
-                    self._answer(Fetched(delta.revision))
+                    self._answer(Done(delta.revision))
                 case Decoded(revision, merged):
-                    if revision in self._deltas:
-                        self._deltas[revision].merged = merged
+                    self._deltas[revision].merged = merged
+                    self._answer(Done(revision))
                 case Failed(revision, error):
-                    self._answer(Fetched(revision, error.message))
+                    self._answer(Done(revision, error.message))
 
-    def _answer(self, answer: Fetched) -> None:
+    def _answer(self, answer: Done) -> None:
         self._pipe.send_bytes(msgspec.msgpack.encode(answer))
 
 

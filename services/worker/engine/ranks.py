@@ -25,7 +25,7 @@ from services.worker.engine.attention import Attention
 from services.worker.engine.batch import Batch
 from services.worker.engine.config import ModelConfig
 from services.worker.engine.deltas import DeltaWeights
-from services.worker.engine.loader import Event, Failed, Loaded, Loader
+from services.worker.engine.loader import Decoded, Event, Failed, Loaded, Loader
 from services.worker.engine.model import LlamaModel
 from services.worker.engine.plan import Chunk
 from services.worker.engine.rank_parts import device_of
@@ -54,14 +54,14 @@ class Compute(msgspec.Struct, tag=True, frozen=True, array_like=True):
 
 
 class Fetch(msgspec.Struct, tag=True, frozen=True, array_like=True):
-    """Load a delta from a folder; answered by Fetched, while steps go on."""
+    """Load a delta from a folder; answered by Done while steps go on."""
 
     revision: str
     folder: str
 
 
 class Merge(msgspec.Struct, tag=True, frozen=True, array_like=True):
-    """Make the merged weights of a delta."""
+    """Make the merged weights of a delta; answered by Done while steps go on."""
 
     revision: str
 
@@ -81,8 +81,8 @@ class Forget(msgspec.Struct, tag=True, frozen=True, array_like=True):
 Order = Compute | Fetch | Merge | Unmerge | Forget
 
 
-class Fetched(msgspec.Struct, tag=True, frozen=True, array_like=True):
-    """A delta is loaded, or `error` says why not."""
+class Done(msgspec.Struct, tag=True, frozen=True, array_like=True):
+    """A delta is loaded or its merged weights are made, whichever was ordered, or `error` says why not."""
 
     revision: str
     error: str = ""
@@ -123,7 +123,7 @@ class Ranks:
         store = TCPStore(HOST, 0, settings.tensor_parallel, is_master=True, wait_for_workers=False)
         self._encoder = msgspec.msgpack.Encoder()
         self._wake = wake
-        self.answers: deque[Fetched] = deque()
+        self.answers: deque[Done] = deque()
         self._pipes: list[Connection] = []
         context = multiprocessing.get_context("spawn")
         for rank in range(1, settings.tensor_parallel):
@@ -146,7 +146,7 @@ class Ranks:
         return ShardedLoader(own, self, len(self._pipes))
 
     def _read(self, rank: int, pipe: Connection) -> None:
-        decoder = msgspec.msgpack.Decoder(Fetched)
+        decoder = msgspec.msgpack.Decoder(Done)
         try:
             while True:
                 self.answers.append(decoder.decode(pipe.recv_bytes()))
@@ -171,7 +171,7 @@ class LeadModel(LlamaModel):
 
 
 class ShardedLoader:
-    """A DeltaLoader whose deltas are loaded when every rank has its part."""
+    """A DeltaLoader whose deltas are loaded, or merged, when every rank has done its part."""
 
     def __init__(self, own: Loader, ranks: Ranks, others: int) -> None:
         """Takes the loader of this rank and the other ranks, so many of them."""
@@ -179,7 +179,7 @@ class ShardedLoader:
         self._ranks = ranks
         self._others = others
         self._folders: dict[str, Path] = {}
-        self._waiting: dict[str, tuple[list[Event], list[Fetched]]] = {}
+        self._waiting: dict[str, tuple[list[Event], list[Done]]] = {}
 
     def inspect(self, revision: str, folder: Path) -> None:
         """See DeltaLoader."""
@@ -194,6 +194,7 @@ class ShardedLoader:
 
     def decode(self, delta: DeltaWeights) -> None:
         """See DeltaLoader."""
+        self._waiting[delta.revision] = ([], [])
         self._ranks.send(Merge(delta.revision))
         self._own.decode(delta)
 
@@ -208,11 +209,11 @@ class ShardedLoader:
         self._own.forget(revision)
 
     def events(self) -> list[Event]:
-        """See DeltaLoader; what a load came to is told once all ranks have answered."""
+        """See DeltaLoader; what a load or merge came to is told once all ranks have answered."""
         events: list[Event] = []
         for event in self._own.events():
             revision = event.delta.revision if isinstance(event, Loaded) else event.revision
-            if revision in self._waiting and isinstance(event, Loaded | Failed):
+            if revision in self._waiting and isinstance(event, Loaded | Decoded | Failed):
                 self._waiting[revision][0].append(event)
             else:
                 events.append(event)
@@ -226,7 +227,7 @@ class ShardedLoader:
         return events
 
 
-def _outcome(own: Event, answers: Sequence[Fetched]) -> Event:
+def _outcome(own: Event, answers: Sequence[Done]) -> Event:
     failure = next((answer for answer in answers if answer.error), None)
     if failure is None or isinstance(own, Failed):
         return own

@@ -23,6 +23,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int = 0  # tokens, prompt and output together; 0: the base config's
     max_wait_seconds: float = 2.0  # how long requests of resident deltas may pass one that waits for its turn
     prefix_cache: bool = True  # whether what prompts of one model begin with is computed once
-    step_seconds: float = 0.05  # what distinct deltas may stretch a step to (or to twice its length without); 0: any
+    step_seconds: float = 0.2  # what distinct deltas may stretch a step to (or to twice its length without); 0: any
     threads: int = 0  # of torch on the CPU; 0: half of the CPUs, as waiting for a thread that others keep from running
     # costs a step many times its length (measured: 20 x), and front, router and loader need CPUs too
