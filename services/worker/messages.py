@@ -185,6 +185,7 @@ class Stats(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     kv_blocks_free: int
     delta_bytes_used: int
     step_seconds: float
+    prefix_token_seconds: float = 0.0  # what a prompt token found in the prefix cache saves; 0: unknown, or no cache
     deltas: list[DeltaUse]
     totals: Totals = msgspec.field(default_factory=Totals)
 

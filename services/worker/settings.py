@@ -24,6 +24,9 @@ class WorkerSettings:
     )
     cache_bytes: int = setting(50 << 30, help="most bytes of deltas in the disk cache")
     device: str = setting("cpu", help="torch device: cpu, cuda, cuda:1")
+    tensor_parallel: int = setting(
+        1, help="devices that share every layer, from `device` on; kv, delta and decoded bytes are of each"
+    )
     dtype: str = setting("float32", help="of weights and activations: float32, bfloat16 or float16")
     kv_bytes: int = setting(256 << 20, help="KV cache, in device memory")
     block_size: int = setting(16, help="tokens of a KV cache block")
@@ -35,6 +38,11 @@ class WorkerSettings:
     max_context: int = setting(0, help="most tokens of prompt and output together; 0: what the base allows")
     max_wait_seconds: float = setting(
         2.0, help="how long requests of deltas in memory may pass one that waits for its own"
+    )
+    prefix_cache: bool = setting(True, help="whether the common beginnings of a model's prompts are computed once")
+    step_seconds: float = setting(
+        0.2,
+        help="deltas run at once while steps take so long, or twice what they do without deltas; 0: max_deltas run",
     )
     threads: int = setting(0, help="torch threads on the CPU; 0: half of the CPUs")
     max_requests: int = setting(4096, help="most requests at once, waiting ones included")
@@ -55,11 +63,19 @@ class WorkerSettings:
 
     def __post_init__(self) -> None:
         """Raises ValueError for values that cannot work."""
-        for field in ("cache_bytes", "kv_bytes", "block_size", "max_running", "max_step_tokens", "max_deltas"):
+        for field in (
+            "tensor_parallel",
+            "cache_bytes",
+            "kv_bytes",
+            "block_size",
+            "max_running",
+            "max_step_tokens",
+            "max_deltas",
+        ):
             _at_least(self, field, 1)
         for field in ("delta_bytes", "decoded_bytes", "max_context", "max_wait_seconds", "threads", "max_requests"):
             _at_least(self, field, 0)
-        for field in ("engine_restarts", "notice_seconds", "grace_seconds"):
+        for field in ("step_seconds", "engine_restarts", "notice_seconds", "grace_seconds"):
             _at_least(self, field, 0)
         logs.check_format(self.log_format)
         telemetry.sampler(self.trace_share)
@@ -72,6 +88,7 @@ class WorkerSettings:
             base_folder=str(self.base),
             fingerprint_cache=str(self.cache / "fingerprints"),
             device=self.device,
+            tensor_parallel=self.tensor_parallel,
             dtype=self.dtype,
             kv_bytes=self.kv_bytes,
             block_size=self.block_size,
@@ -82,6 +99,8 @@ class WorkerSettings:
             max_deltas=self.max_deltas,
             max_context=self.max_context,
             max_wait_seconds=self.max_wait_seconds,
+            prefix_cache=self.prefix_cache,
+            step_seconds=self.step_seconds,
             threads=self.threads,
             log_level=self.log_level,
             log_format=self.log_format,

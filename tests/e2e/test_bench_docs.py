@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT, System
+from tests.e2e.pages import console, run, shape
 from tests.e2e.test_openai_docs import _until_published
-from tests.e2e.test_readme import _console, _run, _shape
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -24,15 +24,15 @@ async def test_commands_print_what_is_shown(system: System, four_models: list[st
         "DELTASERVE_SERVER": system.stack.address,
         "COLUMNS": "120",
     }
-    commands = _console(PAGE)
+    commands = console(PAGE)
     assert len(commands) >= 3
     for written, shown in commands:
         command = written.replace("127.0.0.1:8000", system.stack.http_address).replace("/tmp/", f"{tmp_path}/")
-        printed = await _run(command, environment)
-        lines = [_shape(line) for line in printed.splitlines()]
+        printed = await run(command, environment)
+        lines = [shape(line) for line in printed.splitlines()]
         for line in shown:
             start = next((start for start in VARIES if line.startswith(start)), None)
             if start is not None:
                 assert any(other.startswith(start) for other in lines), printed
             else:
-                assert _shape(line) in lines, f"{command!r} does not print {line!r}, but:\n{printed}"
+                assert shape(line) in lines, f"{command!r} does not print {line!r}, but:\n{printed}"

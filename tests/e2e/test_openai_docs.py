@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import ROOT, System
-from tests.e2e.test_readme import _console, _run, _shape
+from tests.e2e.pages import console, run, shape
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -25,14 +25,14 @@ async def _until_published(system: System, models: list[str]) -> None:
 
 async def test_commands_print_what_is_shown(system: System, four_models: list[str]) -> None:
     await _until_published(system, four_models)
-    commands = _console(PAGE)
+    commands = console(PAGE)
     assert len(commands) >= 4
     for command, shown in commands:
         assert ADDRESS in command
-        printed = await _run(command.replace(ADDRESS, system.stack.http_address), dict(os.environ))
-        lines = [_shape(line) for line in printed.splitlines()]
+        printed = await run(command.replace(ADDRESS, system.stack.http_address), dict(os.environ))
+        lines = [shape(line) for line in printed.splitlines()]
         for line in shown:
-            assert _shape(line) in lines, f"{command!r} does not print {line!r}, but:\n{printed}"
+            assert shape(line) in lines, f"{command!r} does not print {line!r}, but:\n{printed}"
 
 
 async def test_snippets_run(system: System, four_models: list[str], tmp_path: Path) -> None:
@@ -42,4 +42,4 @@ async def test_snippets_run(system: System, four_models: list[str], tmp_path: Pa
     for number, code in enumerate(snippets):
         path = tmp_path / f"snippet{number}.py"
         path.write_text(code.replace(ADDRESS, system.stack.http_address))
-        assert "verb" in await _run(f"{sys.executable} {path}", dict(os.environ))
+        assert "verb" in await run(f"{sys.executable} {path}", dict(os.environ))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from services.worker.engine.blocks import NULL_BLOCK
 from services.worker.engine.deltas import DeltaRows, DeltaWeights, RowOwners
-from services.worker.engine.scheduler import Chunk
+from services.worker.engine.plan import Chunk
 
 MIN_DECODE_WIDTH = 8  # blocks: shorter sequences share one padded attention call
 
@@ -90,7 +90,7 @@ def build_batch(
     slots = tables[owner, positions // block_size] * block_size + positions % block_size
     tokens: list[int] = []
     for chunk in ordered:
-        tokens += chunk.sequence.tokens[chunk.start : chunk.start + chunk.length]
+        tokens += chunk.tokens
     samples = np.array([c.samples for c in ordered])
     rows = _RowTables(tables, starts, lengths, ends, -(-(starts + lengths) // block_size), device)
     return Batch(

@@ -1,6 +1,12 @@
-"""Allocator of KV cache blocks (pure)."""
+"""Allocator of KV cache blocks, with the full ones findable by what they hold (pure).
+
+A block has as many owners as sequences use it. One that nobody owns is free; if it was published under a digest it
+keeps its contents until its memory is needed, and those unused for longest are taken first.
+"""
 
 from __future__ import annotations
+
+from collections import OrderedDict
 
 from deltaserve.errors import InternalError
 
@@ -19,12 +25,15 @@ class BlockAllocator:
         self.count = count
         self.block_size = block_size
         self._free = list(range(count - 1, 0, -1))
-        self._taken = bytearray(count)
+        self._owners = [0] * count
+        self._digests: dict[int, bytes] = {}  # of published blocks
+        self._published: dict[bytes, int] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()  # published and without owner, last used last
 
     @property
     def free(self) -> int:
         """Number of blocks that can be allocated now."""
-        return len(self._free)
+        return len(self._free) + len(self._idle)
 
     @property
     def capacity(self) -> int:
@@ -37,17 +46,41 @@ class BlockAllocator:
 
     def allocate(self, number: int) -> list[int]:
         """Takes `number` blocks; raises InternalError when fewer are free (callers look at `free` first)."""
-        if number > len(self._free):
-            raise InternalError(f"asked for {number} KV blocks; {len(self._free)} of {self.count} are free")
-        blocks = [self._free.pop() for _ in range(number)]
+        if number > self.free:
+            raise InternalError(f"asked for {number} KV blocks; {self.free} of {self.count} are free")
+        blocks = [self._free.pop() if self._free else self._forget_oldest() for _ in range(number)]
         for block in blocks:
-            self._taken[block] = 1
+            self._owners[block] = 1
         return blocks
 
     def release(self, blocks: list[int]) -> None:
-        """Gives blocks back; raises InternalError for a block that is not taken."""
-        for block in blocks:
-            if not self._taken[block]:
+        """Takes an owner from each block, the last first; raises InternalError for a block that has none."""
+        for block in reversed(blocks):
+            if not self._owners[block]:
                 raise InternalError(f"KV block {block} was released twice")
-            self._taken[block] = 0
-        self._free.extend(reversed(blocks))
+            self._owners[block] -= 1
+            if self._owners[block]:
+                continue
+            if block in self._digests:
+                self._idle[block] = None
+            else:
+                self._free.append(block)
+
+    def publish(self, block: int, digest: bytes) -> None:
+        """Makes a full block findable; when another holds the same, or it is published already, nothing changes."""
+        if digest not in self._published and block not in self._digests:
+            self._digests[block] = digest
+            self._published[digest] = block
+
+    def find(self, digest: bytes) -> int | None:
+        """Returns the block that was published under a digest, with one more owner; None when there is none."""
+        block = self._published.get(digest)
+        if block is not None:
+            self._owners[block] += 1
+            self._idle.pop(block, None)
+        return block
+
+    def _forget_oldest(self) -> int:
+        block, _ = self._idle.popitem(last=False)
+        del self._published[self._digests.pop(block)]
+        return block

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deltaserve.errors import DeltaServeError, QuotaError
 from services.worker.engine.deltas import DeltaWeights
-from services.worker.engine.loader import Decoded, Event, Failed, Inspected, Loaded, Loader
+from services.worker.engine.loader import Decoded, DeltaLoader, Event, Failed, Inspected, Loaded
 from services.worker.engine.residency import Residency
 from services.worker.messages import DeltaChanged, DeltaUse, Drop, FromEngine, Load, Rank, Wanted
 
@@ -23,7 +23,7 @@ class DeltaCache:
         evicted: deltas that left memory, ever.
     """
 
-    def __init__(self, residency: Residency, loader: Loader, send: Callable[[FromEngine], None]) -> None:
+    def __init__(self, residency: Residency, loader: DeltaLoader, send: Callable[[FromEngine], None]) -> None:
         self.weights: dict[str, DeltaWeights] = {}
         self.residency = residency
         self._loader = loader
@@ -80,6 +80,7 @@ class DeltaCache:
             self._send(DeltaChanged(revision=revision, state="dropped"))
         for revision in moves.forget_decoded:
             self.weights[revision].merged = {}
+            self._loader.unmerge(revision)
             self._tell(revision)
         for revision in moves.load:
             self._loader.load(revision)
@@ -87,6 +88,10 @@ class DeltaCache:
             self._loader.decode(self.weights[revision])
         self._ask(claims - {revision for revision, _ in failures})
         return failures
+
+    def identity(self, revision: str) -> str:
+        """Returns what tells the contents of a delta in memory from all others; the base has its own."""
+        return self.weights[revision].identity if revision else "base"
 
     def uses(self, in_use: Callable[[str], int]) -> list[DeltaUse]:
         """Returns every delta in memory for Stats; `in_use` counts the sequences of a delta."""

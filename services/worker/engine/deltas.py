@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import torch
 
-from deltaserve.delta.codecs import get_codec
+from deltaserve.delta.codecs import Form, get_codec
 from deltaserve.delta.manifest import Manifest, TensorEntry
 from deltaserve.delta.packed import PackedTensor, fit_rows
 from deltaserve.delta.reader import DeltaReader
+from deltaserve.delta.slices import column_cuts, slice_columns, slice_rows
 from deltaserve.errors import FormatError
 from deltaserve.ops.sbmm import Group, sbmm
 from services.worker.engine.gemm import Matrix
+from services.worker.engine.shard import Shard
 from services.worker.engine.weights import EMBEDDING, LM_HEAD, BaseWeights, Linear
 
 Operand = PackedTensor | torch.Tensor  # Δ̂ of one tensor: packed, or dense in the engine's dtype
@@ -25,6 +29,7 @@ class DeltaWeights:
 
     Attributes:
         vocab: rows of the fine-tune's lm_head, which may differ from the base's.
+        identity: digest of its contents.
         linears: Δ̂ [N, K] by module name, e.g. "model.layers.0.mlp.up_proj".
         biases: bias of the fine-tune minus bias of the base [N], by name of the fused linear.
         norms: weights of the fine-tune, by name of the norm.
@@ -34,6 +39,7 @@ class DeltaWeights:
 
     revision: str
     vocab: int
+    identity: str = ""
     linears: dict[str, Operand] = field(default_factory=dict)
     biases: dict[str, torch.Tensor] = field(default_factory=dict)
     norms: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -96,8 +102,9 @@ class RowOwners:
 class DeltaBuilder:
     """Brings deltas of one base to memory."""
 
-    def __init__(self, base: BaseWeights) -> None:
+    def __init__(self, base: BaseWeights, shard: Shard) -> None:
         self._base = base
+        self._shard = shard
         self._like = base.embedding
         self._linears = {part.name: (linear, part) for linear in base.linears() for part in linear.parts}
         self._norms = {norm.name: norm for norm in base.norms()}
@@ -105,14 +112,26 @@ class DeltaBuilder:
     def sizes(self, manifest: Manifest) -> tuple[int, int]:
         """Returns the bytes that the delta takes packed, and those that its merged weights take besides."""
         item = self._like.element_size()
-        packed = sum(e.bytes if get_codec(e.codec).form == "delta" else _elements(e) * item for e in manifest.tensors)
+        packed = sum(self._size(e, item) for e in manifest.tensors)
         head = self._head(manifest)
         merged = sum(linear.weight.shape.numel() for linear in self._base.linears()) + (_elements(head) if head else 0)
         return packed, merged * item
 
+    def _size(self, entry: TensorEntry, item: int) -> int:
+        """Returns the bytes that a tensor takes here, where dense values take `item` each."""
+        module = entry.name.removesuffix(".weight")
+        is_packed, share = get_codec(entry.codec).form == "delta", 1
+        if module in self._linears and self._shard.ranks > 1:
+            part = self._shard.slice(module)
+            share = (
+                entry.shape[0] * entry.shape[1] // ((part.rows[1] - part.rows[0]) * (part.columns[1] - part.columns[0]))
+            )
+            is_packed = is_packed and (not part.row_parallel or column_cuts(entry, *part.columns) is not None)
+        return (entry.bytes if is_packed else _elements(entry) * item) // share
+
     def build(self, reader: DeltaReader, revision: str) -> DeltaWeights:
         """Reads all tensors; raises FormatError or DataLossError for a malformed one."""
-        delta = DeltaWeights(revision, vocab=self._base.lm_head.shape[0])
+        delta = DeltaWeights(revision, vocab=self._base.lm_head.shape[0], identity=_identity(reader.manifest))
         for entry in reader.manifest.tensors:
             self._add(delta, entry, reader.tensor(entry.name))
         head = self._head(reader.manifest)
@@ -146,7 +165,11 @@ class DeltaBuilder:
             delta.norms[module] = packed.to(norm.device).merged(norm).to(norm.dtype)
         elif module in self._linears and kind == "weight":
             linear, part = self._linears[module]
-            delta.linears[module] = self._operand(packed, linear.weight, part.begin, part.end)
+            mine, old = self._mine(packed, module), linear.weight
+            if isinstance(mine, PackedTensor):
+                delta.linears[module] = self._operand(mine, old, part.begin, part.end)
+            else:
+                delta.linears[module] = self._difference(mine, packed.form, old.plain()[part.begin : part.end])
         elif module in self._linears and kind == "bias":
             self._add_bias(delta, entry, packed)
         else:
@@ -159,11 +182,32 @@ class DeltaBuilder:
 
     def _add_bias(self, delta: DeltaWeights, entry: TensorEntry, packed: PackedTensor) -> None:
         linear, part = self._linears[entry.name.removesuffix(".bias")]
+        rows = self._shard.slice(part.name)
+        if rows.row_parallel and self._shard.rank:
+            return  # the first rank adds it
         if linear.bias is None:
             raise FormatError(f"delta {delta.revision} has a bias {entry.name!r}; the base has none")
         whole = delta.biases.setdefault(linear.name, torch.zeros_like(linear.bias))
-        old = linear.bias[part.begin : part.end]
-        whole[part.begin : part.end] = self._dense(self._operand(packed, old))
+        values = packed.decode()[slice(*rows.rows)]
+        whole[part.begin : part.end] = self._difference(values, packed.form, linear.bias[part.begin : part.end])
+
+    def _mine(self, packed: PackedTensor, module: str) -> PackedTensor | torch.Tensor:
+        """Returns this rank's part of a linear: packed where that can be had, else decoded, whatever the form."""
+        if self._shard.ranks == 1:
+            return packed
+        part = self._shard.slice(module)
+        if packed.form == "delta":
+            cut = slice_columns(packed, *part.columns) if part.row_parallel else slice_rows(packed, *part.rows)
+            if cut is not None:
+                return cut
+        return packed.decode()[slice(*part.rows), slice(*part.columns)]
+
+    def _difference(self, values: torch.Tensor, form: Form, old: torch.Tensor) -> torch.Tensor:
+        """Returns Δ̂ in memory of its own, of decoded values of that form."""
+        values = values.to(old.device)
+        if form != "delta":
+            values = (values - old.float()).nan_to_num_(0.0) if form == "patch" else values - old.float()
+        return values.to(old.dtype, copy=True)
 
     def _operand(
         self, packed: PackedTensor, old: torch.Tensor | Matrix, begin: int = 0, end: int | None = None
@@ -216,6 +260,11 @@ def apply_lm_head(x: torch.Tensor, lm_head: Matrix, rows: RowOwners) -> torch.Te
         if r.delta.lm_head is not None:
             sbmm(logits[:, : r.delta.vocab], x, [Group(r.begin, r.end, r.delta.lm_head)])
     return logits
+
+
+def _identity(manifest: Manifest) -> str:
+    """Returns a digest of all contents of a delta, whatever its name: entries have the sha256s of their planes."""
+    return hashlib.sha256(msgspec.json.encode([manifest.base, manifest.config, manifest.tensors])).hexdigest()
 
 
 def _elements(entry: TensorEntry) -> int:

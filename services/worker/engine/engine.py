@@ -13,7 +13,9 @@ from services.worker.engine.delta_cache import DeltaCache
 from services.worker.engine.grammars import Grammars
 from services.worker.engine.model import LlamaModel, vocab_of
 from services.worker.engine.outputs import ended, output_of
-from services.worker.engine.scheduler import Plan, Scheduler
+from services.worker.engine.pace import Pace
+from services.worker.engine.plan import Plan
+from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.sequence import Constraint, sequence_of
 from services.worker.engine.stats import StatsReporter
 from services.worker.messages import (
@@ -50,6 +52,7 @@ class Engine:
         deltas: DeltaCache,
         send: Callable[[FromEngine], None],
         grammars: Grammars,
+        pace: Pace,
     ) -> None:
         self.context = min(model.config.context, scheduler.blocks.capacity)
         self._model = model
@@ -58,15 +61,21 @@ class Engine:
         self.deltas = deltas
         self._send = send
         self._grammars = grammars
+        self._pace = pace
         self._device = model.weights.embedding.device
         self._arrivals = 0
         self._outputs: list[Output] = []
-        self._stats = StatsReporter(scheduler, deltas, lambda message: self._send(message))  # noqa: PLW0108 - warm_up swaps it
+        self._stats = StatsReporter(scheduler, pace, deltas, lambda message: self._send(message))  # noqa: PLW0108 - warm_up swaps it
 
     @property
     def idle(self) -> bool:
         """Whether nothing can happen before the next message or event of the loader."""
         return self._scheduler.idle
+
+    @property
+    def prefix_hits(self) -> int:
+        """Prompt tokens that were found in the prefix cache since the start."""
+        return self._scheduler.prefixes.hits
 
     def handle(self, message: ToEngine, now: float) -> None:
         """Takes one message; it has effect on the next step."""
@@ -101,8 +110,10 @@ class Engine:
             choices = self._sample(logits, batch)
             self._collect(plan, batch, choices)
         self._publish(now)
-        self._stats.step(now, computed=bool(plan.chunks))
-        return bool(plan.chunks)
+        computed = bool(plan.chunks)
+        self._pace.step(now, plan.deltas, plan.prompt_tokens, computed=computed)
+        self._stats.step(now)
+        return computed
 
     def warm_up(self) -> None:
         """Runs one sequence of the base through, so that the first request finds everything initialised."""
@@ -111,10 +122,12 @@ class Engine:
         self.handle(Add(sequence=-1, revision="", prompt=[0, 0], sampling=Sampling(max_tokens=2)), 0.0)
         while not self.idle:
             self.step(0.0)
+        self.step(0.0)  # with nothing to do, so that the last one is not taken to last until the first request
         self._send = send
 
     def _schedule(self, now: float) -> Plan:
         self._take_constrained(now)
+        self._scheduler.turns.allow(self._pace.deltas)
         first = self._scheduler.turns.favoured_revision
         for revision, reason in self.deltas.update(self._scheduler.claims(), now, first):
             for sequence in self._scheduler.of_revision(revision):

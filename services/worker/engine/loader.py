@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -55,6 +56,28 @@ class Failed:
 Event = Inspected | Loaded | Decoded | Failed
 
 
+class DeltaLoader(Protocol):
+    """What brings deltas to memory; one delta at a time, in the order of the calls."""
+
+    def inspect(self, revision: str, folder: Path) -> None:
+        """Opens and checks the files of a delta."""
+
+    def load(self, revision: str) -> None:
+        """Brings an inspected delta to memory."""
+
+    def decode(self, delta: DeltaWeights) -> None:
+        """Makes the merged weights of a loaded delta."""
+
+    def unmerge(self, revision: str) -> None:
+        """Notes that the merged weights of a delta are forgotten: of use where others hold parts of it."""
+
+    def forget(self, revision: str) -> None:
+        """Lets go of a delta, or closes its files when it was inspected and shall not be loaded after all."""
+
+    def events(self) -> list[Event]:
+        """Returns what has happened since the last call."""
+
+
 class Loader:
     """Works on one delta at a time; `events` tells what came of it.
 
@@ -85,6 +108,13 @@ class Loader:
         """Makes the merged weights of a loaded delta."""
         self._tasks.put((delta.revision, lambda: Decoded(delta.revision, self._builder.merge(delta))))
 
+    def unmerge(self, revision: str) -> None:
+        """Does nothing: nobody else holds parts of the delta."""
+
+    def fetch(self, revision: str, folder: Path) -> None:
+        """Inspects and loads a delta at once, of which another rank has checked that it belongs to the base."""
+        self._tasks.put((revision, lambda: self._fetch(revision, folder)))
+
     def forget(self, revision: str) -> None:
         """Closes the files of a delta that was inspected and shall not be loaded after all."""
         self._readers.pop(revision, None)
@@ -100,6 +130,11 @@ class Loader:
         size, decoded_size = self._builder.sizes(reader.manifest)
         self._readers[revision] = (reader, time.perf_counter() - began)
         return Inspected(revision, size, decoded_size)
+
+    def _fetch(self, revision: str, folder: Path) -> Event:
+        began = time.perf_counter()
+        reader = DeltaReader.open(folder, verify=False)  # what is read is checked then
+        return Loaded(self._builder.build(reader, revision), time.perf_counter() - began)
 
     def _load(self, revision: str) -> Event:
         reader, seconds = self._readers.pop(revision)

@@ -7,6 +7,8 @@ business.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.nn.functional import embedding, rms_norm, silu
 
@@ -18,13 +20,23 @@ from services.worker.engine.deltas import DeltaWeights, RowOwners, apply_linear,
 from services.worker.engine.rope import Rope
 from services.worker.engine.weights import BaseWeights, Layer, Norm
 
+AddUp = Callable[[torch.Tensor], None]
+
 
 class LlamaModel:
     """Base weights and the forward pass over them and the deltas of a batch."""
 
-    def __init__(self, config: ModelConfig, weights: BaseWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: BaseWeights, add_up: AddUp | None = None) -> None:
+        """Prepares only.
+
+        Args:
+            config: shapes of what is computed here.
+            weights: of the base, as far as they are held here.
+            add_up: replaces a tensor by its sum over all ranks; None: this one holds everything.
+        """
         self.config = config
         self.weights = weights
+        self._add_up = add_up
         self._rope = Rope(config, weights.embedding.device)
 
     def forward(self, batch: Batch, attention: Attention) -> torch.Tensor:
@@ -34,12 +46,19 @@ class LlamaModel:
             Logits [S, vocab], float32, of the rows that are sampled from; vocab is the largest of the models in the
             batch, and a row is −inf beyond its own model's.
         """
+        return self._logits(self.hidden(batch, attention), batch)
+
+    def hidden(self, batch: Batch, attention: Attention) -> torch.Tensor:
+        """Computes a step up to the last layer: hidden states [T, hidden], before the final norm."""
         attention.begin(batch)
         hidden = self._embed(batch.tokens, batch.owners)
         angles = self._rope.angles(batch.positions, hidden.dtype)
         for index, layer in enumerate(self.weights.layers):
             hidden = hidden + self._attend(hidden, layer, index, angles, batch, attention)
             hidden = hidden + self._mlp(hidden, layer, batch.owners)
+        return hidden
+
+    def _logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         hidden = hidden.index_select(0, batch.sampled)
         hidden = self._norm(hidden, self.weights.norm, batch.sampled_owners)
         return apply_lm_head(hidden, self.weights.lm_head, batch.sampled_owners).float()
@@ -73,11 +92,16 @@ class LlamaModel:
             queries.copy_(self._norm(queries, layer.q_norm, rows))
             keys.copy_(self._norm(keys, layer.k_norm, rows))
         Rope.rotate(qkv[:, : config.heads + config.kv_heads], angles)
-        return apply_linear(attention.attend(index, qkv), layer.o, rows)
+        return self._summed(apply_linear(attention.attend(index, qkv), layer.o, rows))
 
     def _mlp(self, hidden: torch.Tensor, layer: Layer, rows: RowOwners) -> torch.Tensor:
         gate, up = apply_linear(self._norm(hidden, layer.post_norm, rows), layer.gate_up, rows).chunk(2, dim=1)
-        return apply_linear(silu(gate).mul_(up), layer.down, rows)
+        return self._summed(apply_linear(silu(gate).mul_(up), layer.down, rows))
+
+    def _summed(self, partial: torch.Tensor) -> torch.Tensor:
+        if self._add_up is not None:
+            self._add_up(partial)
+        return partial
 
     def _norm(self, x: torch.Tensor, norm: Norm, rows: RowOwners) -> torch.Tensor:
         """RMS norm over the last dimension, with each row's own weight."""

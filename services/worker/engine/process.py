@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import time
@@ -17,24 +16,25 @@ from deltaserve import logs
 from deltaserve.delta.checkpoint import Checkpoint
 from deltaserve.delta.fingerprint import cached_fingerprint, fingerprint
 from deltaserve.delta.reader import check_delta_against_base
-from deltaserve.errors import InvalidArgumentError
 from services.worker.engine.attention import PagedSdpa
-from services.worker.engine.blocks import BlockAllocator
-from services.worker.engine.config import ModelConfig, read_config
+from services.worker.engine.config import read_config
 from services.worker.engine.delta_cache import DeltaCache
-from services.worker.engine.deltas import DeltaBuilder
 from services.worker.engine.engine import Engine
 from services.worker.engine.grammars import Grammars
 from services.worker.engine.link import Link
 from services.worker.engine.loader import Loader
 from services.worker.engine.model import LlamaModel
+from services.worker.engine.pace import Pace
+from services.worker.engine.plan import Limits
+from services.worker.engine.prefixes import PrefixCache
+from services.worker.engine.rank_parts import read_parts, threads_of
+from services.worker.engine.ranks import LeadModel, Ranks
 from services.worker.engine.residency import Residency
-from services.worker.engine.scheduler import Limits, Scheduler
+from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.settings import EngineSettings
-from services.worker.engine.weights import BaseReader
+from services.worker.engine.shard import Shard
 from services.worker.messages import FromEngine, Ready, Shutdown
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WAITING_POLL_SECONDS = 0.05  # how often deadlines and turns are looked at while nothing can be computed
 
 _LOG = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def run(sock: socket.socket, settings: EngineSettings) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front decides when we end
     logs.setup("engine", settings.log_level, settings.log_format)
-    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) // 2))
+    torch.set_num_threads(threads_of(settings))
     link = Link(sock)
     engine, ready = build_engine(settings, link.send, link.wake)
     engine.warm_up()
@@ -75,23 +75,25 @@ def build_engine(
     Raises:
         FormatError, UnsupportedModelError, InvalidArgumentError: the base or the settings cannot be served.
     """
-    device, dtype = torch.device(settings.device), _dtype(settings.dtype)
-    config = read_config(Path(settings.base_folder), settings.max_context)
-    checkpoint = Checkpoint.open(Path(settings.base_folder))
-    weights = BaseReader(checkpoint, config, dtype, device).read()
-    identity = _identify(checkpoint, settings.fingerprint_cache)
-    blocks = _blocks(settings, config, dtype)
+    ranks = _start_ranks(settings, wake) if settings.tensor_parallel > 1 else None
+    parts = read_parts(settings, 0)
+    config, weights, blocks = parts.shard.local, parts.weights, parts.blocks
+    identity = _identify(parts.checkpoint, settings.fingerprint_cache)
     limits = Limits(settings.max_running, settings.max_step_tokens, settings.max_deltas, settings.max_wait_seconds)
     check = partial(
         check_delta_against_base,
-        base_config=checkpoint.config,
-        base_tensors=checkpoint.tensors,
+        base_config=parts.checkpoint.config,
+        base_tensors=parts.checkpoint.tensors,
         base_fingerprint=identity,
     )
-    loader = Loader(DeltaBuilder(weights), check, wake)
-    deltas = DeltaCache(Residency(settings.delta_bytes, settings.decoded_bytes), loader, send)
-    attention = PagedSdpa(config, blocks.count, blocks.block_size, dtype, device)
-    engine = Engine(LlamaModel(config, weights), attention, Scheduler(limits, blocks), deltas, send, Grammars(wake))
+    loader = Loader(parts.builder, check, wake)
+    residency = Residency(settings.delta_bytes, settings.decoded_bytes)
+    deltas = DeltaCache(residency, ranks.loader(loader) if ranks else loader, send)
+    attention = PagedSdpa(config, blocks.count, blocks.block_size, parts.dtype, parts.device)
+    scheduler = Scheduler(limits, blocks, PrefixCache(blocks, deltas.identity, enabled=settings.prefix_cache))
+    model = LeadModel(config, weights, ranks) if ranks else LlamaModel(config, weights)
+    pace = Pace(settings.step_seconds, settings.max_deltas)
+    engine = Engine(model, attention, scheduler, deltas, send, Grammars(wake), pace)
     ready = Ready(
         context_length=engine.context,
         vocab_size=len(weights.embedding),
@@ -102,6 +104,11 @@ def build_engine(
         base_fingerprint=identity,
     )
     return engine, ready
+
+
+def _start_ranks(settings: EngineSettings, wake: Callable[[], None]) -> Ranks:
+    Shard.of(read_config(Path(settings.base_folder)), 0, settings.tensor_parallel)  # refused before anything is started
+    return Ranks(settings, wake)
 
 
 def _identify(checkpoint: Checkpoint, cache: str) -> str:
@@ -117,20 +124,3 @@ def _loop(engine: Engine, link: Link) -> None:
                 return
             engine.handle(message, time.monotonic())
         computed = engine.step(time.monotonic())
-
-
-def _dtype(name: str) -> torch.dtype:
-    if name not in DTYPES:
-        raise InvalidArgumentError(f"dtype is {name!r}; expected one of {', '.join(DTYPES)}", field="dtype")
-    return DTYPES[name]
-
-
-def _blocks(settings: EngineSettings, config: ModelConfig, dtype: torch.dtype) -> BlockAllocator:
-    token_bytes = config.layers * 2 * config.kv_heads * config.head_dim * dtype.itemsize
-    count = settings.kv_bytes // (token_bytes * settings.block_size)
-    if count < 2:
-        raise InvalidArgumentError(
-            f"kv_bytes is {settings.kv_bytes}; expected at least {2 * token_bytes * settings.block_size}, two blocks",
-            field="kv_bytes",
-        )
-    return BlockAllocator(count, settings.block_size)

@@ -2,11 +2,13 @@
 
 Rules, in order:
 - A step has at most `step_tokens` rows of at most `running` sequences over at most `deltas` distinct deltas.
-- Running sequences go first: one row for each that decodes, then chunks of prompts, by rank (priority, then arrival).
-- Waiting sequences are admitted by rank when their delta is in memory and their whole prompt fits the free blocks.
+- Running sequences go first: one row for each that decodes, then chunks of prompts, in order: by priority, then those
+  whose model was served the fewest tokens (`fairness`), then by arrival.
+- Waiting sequences are admitted in order when their delta is in memory and their whole prompt fits the free blocks.
   Those whose delta is away are passed by; those that lack blocks are not, so that long prompts get in.
+- What others with the same model and beginning have computed is not computed again (`prefixes`).
 - When a running sequence needs a block and none is free, blocks of sequences that do not run are taken first, then the
-  running one of the last rank is preempted; both compute their tokens again later.
+  running one that is last in order is preempted; both compute their tokens again later.
 - A sequence passed by for longer than `wait_seconds` makes others give way (`turns`): they stop but keep their blocks.
 """
 
@@ -16,55 +18,23 @@ import heapq
 from bisect import insort
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 from services.worker.engine.blocks import BlockAllocator
+from services.worker.engine.fairness import OUTPUT_WEIGHT, PROMPT_WEIGHT, Order, TokenCounters, in_order
+from services.worker.engine.plan import Chunk, Limits, Plan
+from services.worker.engine.prefixes import PrefixCache
 from services.worker.engine.sequence import Sequence
 from services.worker.engine.turns import Turns
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of a step."""
-
-    running: int
-    step_tokens: int
-    deltas: int
-    wait_seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Tokens of one sequence to compute in a step: tokens[start : start + length]."""
-
-    sequence: Sequence
-    start: int
-    length: int
-    samples: bool  # whether the next token is sampled after this chunk
-
-
-@dataclass(slots=True)
-class Plan:
-    """One step: what to compute, which sequences begin with it, and which have passed their deadline."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    started: list[Sequence] = field(default_factory=list)
-    expired: list[Sequence] = field(default_factory=list)
-    preempted: int = 0
-
-    def compute(self, sequence: Sequence, rows: int) -> int:
-        """Adds a chunk of at most `rows` tokens; returns its length."""
-        length = min(sequence.todo, rows)
-        self.chunks.append(Chunk(sequence, sequence.computed, length, length == sequence.todo))
-        return length
 
 
 class Scheduler:
     """Holds all sequences of the engine and decides, step by step, which of their tokens are computed."""
 
-    def __init__(self, limits: Limits, blocks: BlockAllocator) -> None:
+    def __init__(self, limits: Limits, blocks: BlockAllocator, prefixes: PrefixCache) -> None:
         self.limits = limits
         self.blocks = blocks
+        self.prefixes = prefixes
+        self.served = TokenCounters()
         self.turns = Turns(limits.deltas, limits.wait_seconds)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []  # by rank
@@ -95,6 +65,8 @@ class Scheduler:
             self._lose_interest(sequence.revision)
         if sequence is self.turns.favoured:
             self.turns.end_favour()
+        if self.idle:
+            self.served.clear()
 
     def pause(self, sequence: Sequence, paused: bool, now: float) -> None:
         """Holds a sequence back or lets it go on. Its blocks stay its own unless others run out of blocks."""
@@ -125,14 +97,18 @@ class Scheduler:
         rows = self._go_on(plan, now)
         if not plan.preempted:
             self._admit(plan, rows, resident, now)
+        plan.deltas = len(self.turns.active)
         return plan
 
     def advance(self, chunk: Chunk, token: int | None) -> None:
         """Notes that a chunk is computed and, if it samples, which token came out."""
         sequence = chunk.sequence
         sequence.computed = chunk.start + chunk.length
+        self.prefixes.publish(sequence)
         if token is not None:
             sequence.tokens.append(token)
+            sequence.charged += 1
+            self.served.charge(sequence.revision, OUTPUT_WEIGHT)
             self.turns.generated(sequence.revision)
 
     def claims(self) -> set[str]:
@@ -198,16 +174,21 @@ class Scheduler:
     def _give_place(self, starving: Sequence, now: float) -> bool:
         if len(self.running) < self.limits.running:
             return False
-        last = max(self.running, key=lambda s: s.rank)
-        if last.rank < starving.rank:
+        last = max(self.running, key=self._order)
+        if self._order(last) < self._order(starving):
             return False
         self._suspend(last, now)
         return True
 
+    def _order(self, sequence: Sequence) -> Order:
+        """Who goes first: by priority, then by what its model was served, then by arrival."""
+        priority, arrival = sequence.rank
+        return priority, self.served.of(sequence.revision, priority), arrival
+
     def _go_on(self, plan: Plan, now: float) -> int:
         """Plans the running sequences; returns how many rows are left."""
         rows = self.limits.step_tokens
-        for sequence in sorted(self.running, key=lambda s: (s.todo > 1, s.rank)):
+        for sequence in sorted(self.running, key=lambda s: (s.todo > 1, self._order(s))):
             preempted = not sequence.blocks  # a moment ago
             if rows and not preempted and self._grow(plan, sequence, now):
                 rows -= plan.compute(sequence, rows)
@@ -219,7 +200,7 @@ class Scheduler:
         while need > self.blocks.free:
             holder = next((s for s in reversed(self.waiting) if s.blocks), None)
             if holder is None:
-                holder = max(self.running, key=lambda s: s.rank)
+                holder = max(self.running, key=self._order)
                 self._suspend(holder, now)
                 plan.preempted += 1
             self._free(holder)
@@ -229,20 +210,21 @@ class Scheduler:
         return True
 
     def _admit(self, plan: Plan, rows: int, resident: Collection[str], now: float) -> None:
-        for sequence in list(self.waiting):
-            if not rows or len(self.running) >= self.limits.running:
-                return
-            if sequence.paused or (sequence.revision and sequence.revision not in resident):
-                continue
-            if not self.turns.may_start(sequence.revision):
-                continue
-            if not self._make_room(sequence, resident):
+        if not rows or len(self.running) >= self.limits.running:
+            return
+        ready = [s for s in self.waiting if not s.paused and (not s.revision or s.revision in resident)]
+        for sequence in in_order(ready, self._order, self.turns.may_start):
+            if not rows or len(self.running) >= self.limits.running or not self._make_room(sequence, resident):
                 return
             self._run(plan, sequence, now)
             rows -= plan.compute(sequence, rows)
 
     def _make_room(self, sequence: Sequence, resident: Collection[str]) -> bool:
         """Gives a waiting sequence blocks for all its tokens if that leaves one for every running sequence."""
+        if self.prefixes.is_stale(sequence):
+            self._free(sequence)
+        if not sequence.blocks:
+            self.prefixes.reuse(sequence)
         need = self.blocks.blocks_for(len(sequence.tokens)) - len(sequence.blocks)
         reserve = len(self.running)
         for holder in reversed(self.waiting):
@@ -258,12 +240,21 @@ class Scheduler:
     def _is_behind(self, holder: Sequence, sequence: Sequence, resident: Collection[str]) -> bool:
         """Whether a sequence that does not run must lend its blocks to one that can."""
         away = bool(holder.revision) and holder.revision not in resident
-        return holder.rank > sequence.rank or holder.paused or away or self.turns.held_back(holder.revision)
+        return (
+            self._order(holder) > self._order(sequence)
+            or holder.paused
+            or away
+            or self.turns.held_back(holder.revision)
+        )
 
     def _run(self, plan: Plan, sequence: Sequence, now: float) -> None:
         self.waiting.remove(sequence)
         self.running.append(sequence)
         self.turns.started(sequence, now)
+        self.served.admitted(sequence.revision, sequence.rank[0])
+        fresh = len(sequence.tokens) - max(sequence.computed, sequence.charged)  # what is computed again costs nothing
+        self.served.charge(sequence.revision, PROMPT_WEIGHT * max(0, fresh))
+        sequence.charged = len(sequence.tokens)
         if not sequence.started:
             sequence.started = True
             plan.started.append(sequence)
@@ -286,7 +277,7 @@ class Scheduler:
     def _free(self, sequence: Sequence) -> None:
         self.blocks.release(sequence.blocks)
         sequence.blocks = []
-        sequence.computed = 0
+        sequence.computed = sequence.published = 0
 
     def _lose_interest(self, revision: str) -> None:
         self._interest[revision] -= 1

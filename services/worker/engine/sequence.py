@@ -39,6 +39,10 @@ class Sequence:
     computed: int = 0  # tokens whose keys and values are in `blocks`
     started: bool = False  # some step has computed it
     paused: bool = False
+    identity: str = ""  # of the contents of the revision that `blocks` were computed with
+    digests: list[bytes] = field(default_factory=list)  # of the full blocks of tokens, as far as anyone asked
+    published: int = 0  # blocks that others can find
+    charged: int = 0  # tokens that its model was charged for
     stop_tokens: frozenset[int] = frozenset()
     constraint: Constraint | None = None
 

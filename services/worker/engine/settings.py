@@ -11,6 +11,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     base_folder: str  # folder of the base checkpoint: config.json and safetensors
     fingerprint_cache: str = ""  # folder that remembers the base's fingerprint; empty: hash the base at every start
     device: str = "cpu"
+    tensor_parallel: int = 1  # ranks, each on a device of its own; bytes are of each
     dtype: str = "float32"  # float32, bfloat16 or float16
     kv_bytes: int = 256 << 20
     block_size: int = 16  # tokens in a KV block
@@ -21,6 +22,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_deltas: int = 16  # distinct deltas in a step
     max_context: int = 0  # tokens, prompt and output together; 0: the base config's
     max_wait_seconds: float = 2.0  # how long requests of resident deltas may pass one that waits for its turn
+    prefix_cache: bool = True  # whether what prompts of one model begin with is computed once
+    step_seconds: float = 0.2  # what distinct deltas may stretch a step to (or to twice its length without); 0: any
     threads: int = 0  # of torch on the CPU; 0: half of the CPUs, as waiting for a thread that others keep from running
     # costs a step many times its length (measured: 20 x), and front, router and loader need CPUs too
     log_level: str = "info"

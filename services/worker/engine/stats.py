@@ -8,24 +8,26 @@ from collections.abc import Callable
 import msgspec
 
 from services.worker.engine.delta_cache import DeltaCache
-from services.worker.engine.scheduler import Plan, Scheduler
+from services.worker.engine.pace import Pace
+from services.worker.engine.plan import Plan
+from services.worker.engine.scheduler import Scheduler
 from services.worker.messages import FromEngine, Stats, Totals
 
 INTERVAL_SECONDS = 0.25
-SMOOTHING = 0.1  # weight of the newest step in the mean step time
 
 
 class StatsReporter:
     """Sends Stats at most every INTERVAL_SECONDS while they change, and at once when the engine goes idle."""
 
-    def __init__(self, scheduler: Scheduler, deltas: DeltaCache, send: Callable[[FromEngine], None]) -> None:
+    def __init__(
+        self, scheduler: Scheduler, pace: Pace, deltas: DeltaCache, send: Callable[[FromEngine], None]
+    ) -> None:
         self._scheduler = scheduler
+        self._pace = pace
         self._deltas = deltas
         self._send = send
         self._sent: Stats | None = None
         self._due = 0.0
-        self._previous: float | None = None  # begin of the last step, if it computed something
-        self._step_seconds = 0.0
         self._totals = Totals()
 
     def planned(self, plan: Plan) -> None:
@@ -44,11 +46,8 @@ class StatsReporter:
                 revisions.add(chunk.sequence.revision)
         totals.delta_groups += len(revisions)
 
-    def step(self, now: float, *, computed: bool) -> None:
-        """Notes a step that began at `now`, and reports if it is time to."""
-        if computed and self._previous is not None:
-            self._step_seconds += (now - self._previous - self._step_seconds) * (SMOOTHING if self._step_seconds else 1)
-        self._previous = now if computed else None
+    def step(self, now: float) -> None:
+        """Reports, if it is time to, after a step that began at `now`."""
         if now < self._due and not self._scheduler.idle:
             return
         stats = self._stats()
@@ -64,7 +63,8 @@ class StatsReporter:
             waiting=len(self._scheduler.waiting),
             kv_blocks_free=self._scheduler.blocks.free,
             delta_bytes_used=self._deltas.residency.used(),
-            step_seconds=self._step_seconds,
+            step_seconds=self._pace.step_seconds,
+            prefix_token_seconds=self._pace.slopes()[1] if self._scheduler.prefixes.enabled else 0.0,
             totals=msgspec.structs.replace(
                 self._totals, gave_way=self._scheduler.turns.given_up, evicted=self._deltas.evicted
             ),

@@ -3,7 +3,7 @@
 Requests of deltas that are in memory and running pass those of other deltas (skip-the-line). A delta that has waited
 longer than `wait` gets the turn of the delta that has had its own for longest, but at least for `wait` and for one
 token: turns too short to recompute a preempted prompt would go round for ever. So with D deltas waiting for N turns
-nobody waits longer than about wait × (1 + ⌈D / N⌉), and every turn is worth its switch.
+nobody waits longer than wait × (1 + ⌈D / N⌉) and D + 2 steps, and every turn is worth its switch.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ class Turns:
     def favoured_revision(self) -> str:
         """The delta of the favoured sequence, "" when there is none."""
         return self.favoured.revision if self.favoured else ""
+
+    def allow(self, deltas: int) -> None:
+        """Sets how many deltas may run at once; those that do go on until they end or give way."""
+        self._deltas = deltas
 
     def has_turn(self, revision: str) -> bool:
         """Whether a sequence of the delta runs; the base always counts as running."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from deltaserve.delta.checkpoint import Checkpoint
-from services.worker.engine.config import ModelConfig
 from services.worker.engine.gemm import Matrix
+from services.worker.engine.shard import Shard
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
@@ -82,11 +82,12 @@ class BaseWeights:
 
 
 class BaseReader:
-    """Reads the base's tensors in the engine's dtype onto its device."""
+    """Reads the base's tensors, as far as they are of a shard, in the engine's dtype onto its device."""
 
-    def __init__(self, checkpoint: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, shard: Shard, dtype: torch.dtype, device: torch.device) -> None:
         self._checkpoint = checkpoint
-        self._config = config
+        self._shard = shard
+        self._config = shard.local
         self._dtype = dtype
         self._device = device
 
@@ -122,16 +123,24 @@ class BaseReader:
         for name, size in outputs.items():
             begin = parts[-1].end if parts else 0
             parts.append(Part(name, begin, begin + size))
-        weight = Matrix(torch.cat([self._tensor(f"{name}.weight") for name in outputs]))
+        weight = Matrix(torch.cat([self._weight(name) for name in outputs]))
         return Linear(weight, self._biases(parts), tuple(parts))
 
+    def _weight(self, name: str) -> torch.Tensor:
+        part = self._shard.slice(name)
+        rows, columns = slice(*part.rows), slice(*part.columns)
+        return self._checkpoint.read(f"{name}.weight")[rows, columns].to(self._device, self._dtype)
+
     def _biases(self, parts: Sequence[Part]) -> torch.Tensor | None:
+        slices = {part.name: self._shard.slice(part.name) for part in parts}
         if not any(f"{part.name}.bias" in self._checkpoint.tensors for part in parts):
             return None
+        if self._shard.rank and slices[parts[0].name].row_parallel:
+            return None  # the sum over the ranks has it from the first
         bias = torch.zeros(parts[-1].end, dtype=self._dtype, device=self._device)
         for part in parts:
             if f"{part.name}.bias" in self._checkpoint.tensors:
-                bias[part.begin : part.end] = self._tensor(f"{part.name}.bias")
+                bias[part.begin : part.end] = self._tensor(f"{part.name}.bias")[slice(*slices[part.name].rows)]
         return bias
 
     def _norm(self, name: str) -> Norm:

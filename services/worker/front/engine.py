@@ -53,7 +53,10 @@ class Engine:
         """
         ours, theirs = socket.socketpair()
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=_run, args=(theirs, settings), name="engine", daemon=True)
+        # one with ranks has processes of its own, which a daemon may not; it leaves when its socket closes
+        process = context.Process(
+            target=_run, args=(theirs, settings), name="engine", daemon=settings.tensor_parallel == 1
+        )
         await asyncio.to_thread(process.start)
         theirs.close()
         engine = cls(process, *await asyncio.open_unix_connection(sock=ours))

@@ -75,4 +75,6 @@ def state_report(
         report.kv_blocks_free = stats.kv_blocks_free
         report.delta_bytes_used = stats.delta_bytes_used
         report.step_time.FromNanoseconds(int(stats.step_seconds * 1e9))
+        if stats.prefix_token_seconds:
+            report.prefix_token_time.FromNanoseconds(int(stats.prefix_token_seconds * 1e9))
     return report

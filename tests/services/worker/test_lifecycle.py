@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import grpc
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2
 
@@ -52,6 +53,32 @@ async def test_a_killed_engine_ends_its_requests_and_is_replaced(
     worker.engine().kill()  # the second time is once too often
     assert await asyncio.to_thread(worker.process.wait, 20) == 1
     assert "died 2 times; giving up" in worker.log.read_text()
+
+
+@pytest.mark.timeout(600)
+async def test_a_lost_rank_ends_the_requests_and_the_engine_is_replaced(
+    start_worker: StartWorker, connect: Any, ask: Any
+) -> None:
+    worker = start_worker(engine_restarts=1, tensor_parallel=2)
+    await asyncio.to_thread(worker.wait_until_serving, 300)
+    peer = await connect(worker)
+    expected = (await peer.generate(ask(), "red@1")).tokens()
+    names = [await peer.submit(ask(stopping=LONG), revision) for revision in ("", "red@1", "green@1")]
+    for name in names:
+        await peer.wait(name, lambda s: len(s.tokens()) > 4)
+    engine = worker.engine()
+    (rank,) = [child for child in engine.children() if "spawn_main" in " ".join(child.cmdline())]
+    rank.kill()
+    for name in names:
+        assert isinstance((await peer.wait(name)).error, WorkerLostError)
+    assert worker.health() == NOT_SERVING
+    await asyncio.to_thread(worker.wait_until_serving, 300)
+    assert worker.engine().pid != engine.pid
+    again = await connect(worker)
+    assert (await again.generate(ask(), "red@1")).tokens() == expected
+    ranks = worker.engine().children()
+    assert await asyncio.to_thread(worker.stop) == 0
+    assert not psutil.wait_procs(ranks, timeout=30)[1]
 
 
 async def test_drain(start_worker: StartWorker, connect: Any, ask: Any) -> None:

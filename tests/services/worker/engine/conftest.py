@@ -70,7 +70,9 @@ def pack_tensors(
         if values.dim() == 1 or codec == "dense":
             packed = code_dense(name, values)
         else:
-            params = {} if codec == "sign1" else {"group_size": 32}
+            params = {"group_size": 32} if codec in ("ternary", "int2", "int3", "int4") else {}
+            params |= {"rank": 4} if codec.startswith("lowrank") else {}
+            params |= {"rows": 5} if codec.startswith("tiered") else {}
             delta = values - fit_rows(base.read(name).float(), len(values))
             packed = code_delta(name, delta, torch.float32, codec, base=name, params=params)
         writer.add_part(name, [packed])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import time
 
@@ -234,3 +235,65 @@ def test_stats_are_sparse_and_tell_the_end(rig, llama, pack):
     assert (reports[-1].running, reports[-1].waiting) == (0, 0)
     assert reports[-1].step_seconds == pytest.approx(0.001)
     assert reports[-1].deltas[0].revision == "t@1"
+
+
+@pytest.mark.parametrize("codec", ["sign1", "int4"])
+def test_tokens_are_the_same_with_and_without_the_prefix_cache(codec, llama, make_rig, pack):
+    """Turns of conversations that share beginnings, of the base and two deltas, some aborted, some over and over."""
+    rng = random.Random(codec)
+    beginnings = [[rng.randrange(96) for _ in range(rng.randint(9, 40))] for _ in range(3)]
+    asked = [
+        (["", "t@1", "t@2"][i % 3], rng.choice(beginnings) + [rng.randrange(96) for _ in range(rng.randint(0, 9))])
+        for i in range(24)
+    ]
+    found = []
+    for prefix_cache in (True, False):
+        rig = make_rig(llama, prefix_cache=prefix_cache, kv_bytes=4 * 3 * 2 * 2 * 16 * 4 * 80)
+        for seed in (1, 2):
+            rig.load(f"t@{seed}", pack(llama, codec, seed=seed))
+        for i, (revision, prompt) in enumerate(asked):
+            rig.add(i, prompt, revision, max_tokens=1 + i % 12)
+            for _ in range(i % 4):
+                rig.step()
+        rig.run()
+        found.append([rig.tokens(i) for i in range(len(asked))])
+        assert (rig.engine.prefix_hits > 0) == prefix_cache
+        assert stats(rig).kv_blocks_free == rig.ready.kv_blocks
+    assert found[0] == found[1]
+
+
+def test_a_revision_that_comes_back_with_other_contents_finds_nothing_of_before(llama, make_rig, pack):
+    prompt = [7] * 30
+    rig, alone = make_rig(llama), make_rig(llama)
+    rig.load("t@1", pack(llama, "int4", seed=1))
+    rig.add(1, prompt, "t@1")
+    rig.run()
+    rig.engine.handle(Drop("t@1"), rig.now)
+    rig.wait_for("t@1", "dropped")
+    rig.load("t@1", pack(llama, "int4", seed=2))
+    rig.add(2, prompt, "t@1")
+    rig.run()
+    assert rig.engine.prefix_hits == 0
+    alone.load("t@1", pack(llama, "int4", seed=2))
+    alone.add(2, prompt, "t@1")
+    alone.run()
+    assert rig.tokens(2) == alone.tokens(2) != rig.tokens(1)
+    rig.add(3, prompt, "t@1")
+    rig.run()
+    assert rig.engine.prefix_hits == 28
+    assert rig.tokens(3) == rig.tokens(2)
+
+
+def test_what_a_cached_token_saves_is_reported(llama, make_rig):
+    for prefix_cache in (True, False):
+        rig = make_rig(llama, prefix_cache=prefix_cache)
+        for i in range(40):
+            rig.add(i, [i] * 40, max_tokens=3)
+            while not rig.engine.idle:
+                waited = i not in rig.outputs
+                rig.step()
+                rig.now += 0.0001 * 40 * (waited and i in rig.outputs)  # steps with a prompt take longer
+            rig.step()
+        rig.now += 1
+        rig.step()
+        assert (stats(rig).prefix_token_seconds > 0) == prefix_cache

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from services.worker.engine.blocks import BlockAllocator
-from services.worker.engine.scheduler import Limits, Plan, Scheduler
+from services.worker.engine.plan import Chunk, Limits, Plan
+from services.worker.engine.prefixes import PrefixCache
+from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.sequence import Sequence, sequence_of
 from services.worker.messages import Add, Sampling
 
@@ -17,22 +21,30 @@ LIMITS = Limits(running=4, step_tokens=16, deltas=2, wait_seconds=5.0)
 class World:
     """A scheduler with sequences that each generate a given number of tokens."""
 
-    def __init__(self, limits: Limits = LIMITS, blocks: int = 20, block_size: int = 4) -> None:
-        self.scheduler = Scheduler(limits, BlockAllocator(blocks, block_size))
+    def __init__(self, limits: Limits = LIMITS, blocks: int = 20, block_size: int = 4, *, caching: bool = True) -> None:
+        allocator = BlockAllocator(blocks, block_size)
+        self.scheduler = Scheduler(limits, allocator, PrefixCache(allocator, self.identity, enabled=caching))
         self.resident: set[str] = {"a", "b", "c", "d"}
         self.blocked: set[str] = set()
+        self.contents: dict[
+            tuple[int, int], int
+        ] = {}  # what is in the KV cache: by block and place, a hash of the past
+        self.versions: dict[str, int] = {}
         self.now = 0.0
         self.added = 0
         self.first: dict[int, float] = {}
         self.finished: list[int] = []
         self.expired: list[int] = []
 
-    def add(self, revision: str = "", prompt: int = 3, tokens: int = 3, **options) -> Sequence:
+    def identity(self, revision: str) -> str:
+        return f"{revision} with contents {self.versions.get(revision, 0)}"
+
+    def add(self, revision: str = "", prompt: int = 3, tokens: int = 3, first: int = -1, **options) -> Sequence:
         self.added += 1
         add = Add(
             sequence=self.added,
             revision=revision,
-            prompt=[1] * prompt,
+            prompt=[self.added if first < 0 else first] * prompt,
             sampling=Sampling(max_tokens=tokens),
             **options,
         )
@@ -46,12 +58,25 @@ class World:
         self.expired += [s.id for s in plan.expired]
         for chunk in plan.chunks:
             self.first.setdefault(chunk.sequence.id, self.now)
+            self.compute(chunk)
             self.scheduler.advance(chunk, 1 if chunk.samples else None)
             if chunk.sequence.generated == chunk.sequence.sampling.max_tokens:
                 self.scheduler.remove(chunk.sequence)
                 self.finished.append(chunk.sequence.id)
         self.now += 1
         return plan
+
+    def compute(self, chunk: Chunk) -> None:
+        """Reads keys and values of what came before the chunk, which must be those of its own past; writes its own."""
+        sequence, size = chunk.sequence, self.scheduler.blocks.block_size
+        past = hash(self.identity(sequence.revision))
+        for place, token in enumerate(sequence.tokens[: chunk.start + chunk.length]):
+            past = hash((past, token))
+            slot = (sequence.blocks[place // size], place % size)
+            if place < chunk.start:
+                assert self.contents[slot] == past
+            else:
+                self.contents[slot] = past
 
     def run(self, steps: int = 500) -> None:
         for _ in range(steps):
@@ -66,8 +91,11 @@ class World:
         assert len(plan.chunks) == len({c.sequence.id for c in plan.chunks}) <= limits.running
         assert len({c.sequence.revision for c in plan.chunks} - {""}) <= limits.deltas
         assert len(scheduler.running) <= limits.running
-        held = [block for s in [*scheduler.running, *scheduler.waiting] for block in s.blocks]
-        assert len(set(held)) == len(held)
+        sequences = [*scheduler.running, *scheduler.waiting]
+        held = Counter(block for s in sequences for block in s.blocks)
+        for sequence in sequences:
+            assert len(set(sequence.blocks)) == len(sequence.blocks)
+            assert all(held[block] == 1 for block in sequence.blocks[sequence.published :])
         assert len(held) + scheduler.blocks.free == scheduler.blocks.count - 1
         assert scheduler.waiting == sorted(scheduler.waiting, key=lambda s: s.rank)
         for chunk in plan.chunks:
@@ -144,7 +172,7 @@ def test_a_paused_sequence_keeps_its_blocks_and_goes_on():
 
 
 def test_running_out_of_blocks_preempts_the_last_and_recomputes_it():
-    world = World(blocks=7, block_size=4)
+    world = World(blocks=7, block_size=4, caching=False)
     first, last = world.add(prompt=8, tokens=12), world.add(prompt=4, tokens=12)
     world.step()
     preempted = sum(world.step().preempted for _ in range(10))
@@ -219,15 +247,18 @@ def test_everything_finishes_whatever_happens(data):
         deltas=data.draw(st.integers(1, 3)),
         wait_seconds=data.draw(st.sampled_from([0.0, 2.0, 8.0])),
     )
-    world = World(limits, blocks=data.draw(st.integers(9, 24)))
+    world = World(limits, blocks=data.draw(st.integers(9, 24)), caching=data.draw(st.booleans()))
     capacity = world.scheduler.blocks.capacity
     alive: dict[int, Sequence] = {}
     for _ in range(data.draw(st.integers(1, 60))):
-        match data.draw(st.sampled_from(["add", "add", "step", "step", "step", "abort", "pause", "go", "move"])):
+        match data.draw(
+            st.sampled_from(["add", "add", "step", "step", "step", "abort", "pause", "go", "move", "change", "allow"])
+        ):
             case "add":
                 prompt, tokens = data.draw(st.integers(1, capacity // 2)), data.draw(st.integers(1, capacity // 2))
                 priority = data.draw(st.integers(-1, 1))
-                sequence = world.add(data.draw(st.sampled_from(["", *"abcd"])), prompt, tokens, priority=priority)
+                revision, first = data.draw(st.sampled_from(["", *"abcd"])), data.draw(st.integers(-1, 1))
+                sequence = world.add(revision, prompt, tokens, first, priority=priority)
                 alive[sequence.id] = sequence
             case "step":
                 world.step()
@@ -241,6 +272,11 @@ def test_everything_finishes_whatever_happens(data):
                     world.scheduler.pause(sequence, action == "pause", world.now)
             case "move":  # a delta that nobody claims leaves, others come
                 world.resident = world.scheduler.claims() & world.resident | set(data.draw(st.sampled_from("abcd")))
+            case "change":  # a revision that nobody needs in memory comes back with other contents
+                for revision in set("abcd") - world.scheduler.claims():
+                    world.versions[revision] = world.versions.get(revision, 0) + 1
+            case "allow":
+                world.scheduler.turns.allow(data.draw(st.integers(1, limits.deltas)))
     world.resident = set("abcd")
     for sequence in alive.values():
         if world.scheduler.get(sequence.id):

@@ -6,8 +6,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from services.worker.engine.blocks import BlockAllocator
+from services.worker.engine.plan import Limits
+from services.worker.engine.prefixes import PrefixCache
 from services.worker.engine.residency import Residency
-from services.worker.engine.scheduler import Limits, Scheduler
+from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.sequence import sequence_of
 from services.worker.messages import Add, Sampling
 
@@ -23,7 +25,8 @@ class Worker:
     """
 
     def __init__(self, limits: Limits, sizes: dict[str, int], budget: int, delays: list[int]) -> None:
-        self.scheduler = Scheduler(limits, BlockAllocator(2000, 4))
+        blocks = BlockAllocator(2000, 4)
+        self.scheduler = Scheduler(limits, blocks, PrefixCache(blocks, lambda revision: f"{revision} "))
         self.residency = Residency(budget, 0)
         self.sizes = sizes
         self.delays = delays
