@@ -158,7 +158,8 @@ async def under_fire(
 ) -> Tally:
     """Runs load and faults until there were `kills` kills or `seconds` are over, then lets everything settle.
 
-    Faults come `pace` seconds after one another on average. Every stream is greedy, and compared with what the same request said before anything was killed. Every upload is a
+    Faults come `pace` seconds after one another on average. Every stream is greedy,
+    and compared with what the same request said before anything was killed. Every upload is a
     delta of its own; once its job is queued it must be published in the end, with every byte right.
     """
     tally = Tally()
