@@ -158,9 +158,9 @@ async def under_fire(
 ) -> Tally:
     """Runs load and faults until there were `kills` kills or `seconds` are over, then lets everything settle.
 
-    Faults come `pace` seconds after one another on average. Every stream is greedy, and compared with what the same
-    request said before anything was killed. Every upload is a delta of its own; once its job is queued it must be
-    published in the end, with every byte right.
+    Faults come `pace` seconds after one another on average. Every stream is greedy,
+    and compared with what the same request said before anything was killed. Every upload is a
+    delta of its own; once its job is queued it must be published in the end, with every byte right.
     """
     tally = Tally()
     async with cluster(folder, tiny) as services, AsyncClient(f"127.0.0.1:{services['router'].port}",

@@ -12,7 +12,8 @@ from benchmarks.reliability_cases.tiny import make_tiny
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_kills_lose_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    tally = await under_fire(tmp_path, make_tiny(tmp_path / "tiny"), random.Random(), kills=3, seconds=30, streams=3)
+    tiny = make_tiny(tmp_path / "tiny")
+    tally = await under_fire(tmp_path, tiny, random.Random(), kills=3, seconds=60, streams=3, pace=5)
     assert tally.killed
     assert tally.streams["same tokens"]
     assert not tally.wrong
