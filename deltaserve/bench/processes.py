@@ -71,17 +71,21 @@ async def run(target: Target, planned: Sequence[Planned], processes: int, tell: 
     with tempfile.TemporaryDirectory() as folder:
         children = [_Child(Path(folder, str(i)), target, planned[i::processes]) for i in range(processes)]
         try:
-            async with asyncio.TaskGroup() as group:
-                for child in children:
-                    group.create_task(child.prepare())
-            start = time.monotonic() + _SOON  # CLOCK_MONOTONIC is the same for all processes of a machine
-            async with asyncio.TaskGroup() as group:
-                sharing = [group.create_task(child.run(start, lambda: tell(_sum(children)))) for child in children]
-            return [task.result() for task in sharing]
-        except* InternalError as failed:
+            return await _run_children(children, tell)
+        except ExceptionGroup as failed:
             raise failed.exceptions[0] from None
         finally:
             await asyncio.gather(*(child.stop() for child in children))
+
+
+async def _run_children(children: Sequence[_Child], tell: Tell) -> list[Share]:
+    async with asyncio.TaskGroup() as group:
+        for child in children:
+            group.create_task(child.prepare())
+    start = time.monotonic() + _SOON  # CLOCK_MONOTONIC is the same for all processes of a machine
+    async with asyncio.TaskGroup() as group:
+        sharing = [group.create_task(child.run(start, lambda: tell(_sum(children)))) for child in children]
+    return [task.result() for task in sharing]
 
 
 @dataclass(slots=True)
