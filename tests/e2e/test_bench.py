@@ -94,7 +94,8 @@ async def test_who_leaves_and_what_fails_is_counted_apart(
 async def test_the_command_over_http_by_two_processes(system: System, four_models: list[str], tmp_path: Path) -> None:
     page, records = tmp_path / "page.html", tmp_path / "records.jsonl"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deltaserve.cli", "bench", "--http", f"http://{system.stack.http_address}", "--rate", "4",
+        sys.executable, "-m", "deltaserve.cli", "bench", *four_models,  # other tests publish more
+        "--http", f"http://{system.stack.http_address}", "--rate", "4",
         "--duration", "3", "--output-tokens", "4", "--processes", "2", "--json", "--html", str(page),
         "--records", str(records), stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
