@@ -197,7 +197,8 @@ def _texts(folder: Path, base: Path) -> list[Parser]:
         Parser("tokenizer side files", side, configs),
         Parser("tokenizer.json", tokenizer, [(base / "tokenizer.json").read_bytes()]),
         Parser("trace", lambda d: _read(folder / "trace.jsonl", d, arrivals.published),
-               [b'{"model": "a", "timestamp": 0.5}\n{"model": "b", "timestamp": 1}\n']),
+               [(b'{"model": "a", "timestamp": 0.5, "prompt": "x", "max_tokens": 3}\n'
+                b'{"model": "b", "timestamp": 1, "prompt": [1, 2], "max_tokens": 1}\n')]),
     ]  # fmt: skip
 
 

@@ -15,8 +15,10 @@ from services.router.placement import decide
 from services.router.plan import Demand, Held, Rules, WorkerState
 from services.router.routing import WorkerView, choose
 from services.worker.engine.blocks import BlockAllocator
+from services.worker.engine.plan import Limits, Plan
+from services.worker.engine.prefixes import PrefixCache
 from services.worker.engine.residency import Residency
-from services.worker.engine.scheduler import Limits, Plan, Scheduler
+from services.worker.engine.scheduler import Scheduler
 from services.worker.engine.sequence import Sequence, sequence_of
 from services.worker.messages import Add, Sampling
 
@@ -85,7 +87,8 @@ class Fleet:
         """Starts a worker, or one of the same name anew after its death."""
         rng = self.rng
         limits = Limits(rng.randint(1, 8), rng.choice((4, 16, 64)), rng.randint(1, 3), self.wait)
-        scheduler = Scheduler(limits, BlockAllocator(rng.choice((24, 60, 400)), 4))
+        blocks = BlockAllocator(rng.choice((24, 60, 400)), 4)
+        scheduler = Scheduler(limits, blocks, PrefixCache(blocks, lambda revision: revision))
         self.workers[name] = SimWorker(name, limits, scheduler, Residency(self.budget, self.decoded_budget))
 
     def submit(self, request: Request) -> None:
@@ -262,9 +265,14 @@ class Fleet:
         assert packed <= self.budget, f"{packed} bytes of packed deltas in a budget of {self.budget}"
         assert decoded <= self.decoded_budget, f"{decoded} bytes of merged deltas in a budget of {self.decoded_budget}"
         held: list[Sequence] = worker.scheduler.running + worker.scheduler.waiting
-        taken = [block for sequence in held for block in sequence.blocks]
-        assert len(taken) == len(set(taken)), "two sequences share a KV block"
-        assert len(taken) + blocks.free == blocks.count - 1, "KV blocks leak"
+        kept: dict[int, tuple[str, list[int]]] = {}  # what a block may hold: all up to its end, of one revision
+        for sequence in held:
+            for place, block in enumerate(sequence.blocks, 1):
+                ours = sequence.revision, sequence.tokens[: place * blocks.block_size]
+                full = len(ours[1]) == place * blocks.block_size
+                assert block not in kept or (full and kept[block] == ours), "two sequences share a KV block unduly"
+                kept[block] = ours
+        assert len(kept) + blocks.free == blocks.count - 1, "KV blocks leak"
         assert len(worker.scheduler.running) <= worker.limits.running
         lost = {s.id for s in held} ^ {
             r.number for r in self.requests.values() if r.worker == worker.name and not r.ended
@@ -320,7 +328,10 @@ def longest_pause(seed: int) -> tuple[float, float]:
     rng = random.Random(seed)
     deltas, turns, wait = rng.randint(2, 8), rng.randint(1, 3), rng.choice((2.0, 5.0, 10.0))
     each = rng.randint(1, 6)  # sequences of every delta; there are places for all, so that only turns are short
-    scheduler = Scheduler(Limits(each * deltas, 64, turns, wait), BlockAllocator(4000, 4))
+    blocks = BlockAllocator(4000, 4)
+    scheduler = Scheduler(
+        Limits(each * deltas, 64, turns, wait), blocks, PrefixCache(blocks, lambda revision: revision)
+    )
     revisions = [f"m{number}" for number in range(deltas)]
     last, longest, number = dict.fromkeys(revisions, 0.0), 0.0, 0
     for second in range(600):
