@@ -18,12 +18,14 @@ from deltaserve import logs
 from services.worker.engine.attention import PagedSdpa
 from services.worker.engine.batch import build_batch
 from services.worker.engine.deltas import DeltaWeights
+from services.worker.engine.gemm import Matrix
 from services.worker.engine.loader import Decoded, Failed, Loaded, Loader
 from services.worker.engine.model import LlamaModel
 from services.worker.engine.plan import Chunk
 from services.worker.engine.rank_parts import RankParts, read_parts, threads_of
 from services.worker.engine.ranks import (
     HOST,
+    Adopt,
     Compute,
     Done,
     Fetch,
@@ -68,6 +70,7 @@ class Follower:
             parts.shard.local, parts.blocks.count, parts.blocks.block_size, parts.dtype, parts.device
         )
         self._deltas: dict[str, DeltaWeights] = {}
+        self._merged: dict[str, dict[str, Matrix]] = {}  # made, not adopted yet
         self._loader = Loader(parts.builder, lambda _: None, self._loaded)
 
     def run(self) -> None:
@@ -84,10 +87,13 @@ class Follower:
                 self._loader.fetch(revision, Path(folder))
             case Merge(revision):
                 self._loader.decode(self._deltas[revision])
+            case Adopt(revision):
+                self._deltas[revision].merged = self._merged.pop(revision)
             case Unmerge(revision):
                 self._deltas[revision].merged = {}
             case Forget(revision):
                 self._deltas.pop(revision, None)
+                self._merged.pop(revision, None)
 
     @torch.inference_mode()
     def _compute(self, pieces: list[Piece]) -> None:
@@ -96,14 +102,17 @@ class Follower:
         self._model.hidden(batch, self._attention)
 
     def _loaded(self) -> None:
-        """Takes in what the loader did, on its thread; the only one that answers."""
+        """Takes in what the loader did, on its thread; the only one that answers.
+
+        A step may be under way: nothing that steps use already changes here.
+        """
         for event in self._loader.events():
             match event:
                 case Loaded(delta, _):
                     self._deltas[delta.revision] = delta
                     self._answer(Done(delta.revision))
                 case Decoded(revision, merged):
-                    self._deltas[revision].merged = merged
+                    self._merged[revision] = merged
                     self._answer(Done(revision))
                 case Failed(revision, error):
                     self._answer(Done(revision, error.message))

@@ -66,6 +66,12 @@ class Merge(msgspec.Struct, tag=True, frozen=True, array_like=True):
     revision: str
 
 
+class Adopt(msgspec.Struct, tag=True, frozen=True, array_like=True):
+    """From the next step on compute with the merged weights that every rank has made: all in the same step."""
+
+    revision: str
+
+
 class Unmerge(msgspec.Struct, tag=True, frozen=True, array_like=True):
     """Forget the merged weights of a delta."""
 
@@ -78,7 +84,7 @@ class Forget(msgspec.Struct, tag=True, frozen=True, array_like=True):
     revision: str
 
 
-Order = Compute | Fetch | Merge | Unmerge | Forget
+Order = Compute | Fetch | Merge | Adopt | Unmerge | Forget
 
 
 class Done(msgspec.Struct, tag=True, frozen=True, array_like=True):
@@ -224,6 +230,8 @@ class ShardedLoader:
             if own and len(answers) == self._others:
                 del self._waiting[revision]
                 events.append(_outcome(own[0], answers))
+                if isinstance(events[-1], Decoded):
+                    self._ranks.send(Adopt(revision))
         return events
 
 
