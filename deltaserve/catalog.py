@@ -209,7 +209,7 @@ async def write_setting(store: Store, kind: str, name: str, value: dict[str, Any
     """Appends a new value of a setting; of two writers at once both succeed and the later number wins."""
     data = json.dumps(value).encode()
     records = await _records(store, setting_prefix(kind, name))
-    number = int(records[-1].key.rsplit("/", 1)[-1].removesuffix(".json")) + 1 if records else 0
+    number = _number(records[-1].key) if records else 0  # of its record, counted from 0
     while not await store.put_new(f"{setting_prefix(kind, name)}{number:06d}.json", data):
         number += 1
 
