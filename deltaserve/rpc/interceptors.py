@@ -32,20 +32,28 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,type-ar
         if handler is None:
             return handler
         method = handler_call_details.method
-        coders: Any = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.response_streaming:
-            inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
-            streaming: Any = _streaming(inner, method)
-            if handler.request_streaming:
-                return grpc.stream_stream_rpc_method_handler(streaming, **coders)
-            return grpc.unary_stream_rpc_method_handler(streaming, **coders)
-        called: Any = _unary(handler.stream_unary if handler.request_streaming else handler.unary_unary, method)
+        if not handler.response_streaming:
+            return answering_once(handler, lambda inner: _unary(inner, method))
+        inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
+        streaming: Any = _streaming(inner, method)
         if handler.request_streaming:
-            return grpc.stream_unary_rpc_method_handler(called, **coders)
-        return grpc.unary_unary_rpc_method_handler(called, **coders)
+            return grpc.stream_stream_rpc_method_handler(streaming, **_coders(handler))
+        return grpc.unary_stream_rpc_method_handler(streaming, **_coders(handler))
+
+
+def answering_once(handler: Handler, wrap: Callable[[Any], Any]) -> Handler:
+    """Returns a handler with a single response whose function is wrapped."""
+    called = wrap(handler.stream_unary if handler.request_streaming else handler.unary_unary)
+    if handler.request_streaming:
+        return grpc.stream_unary_rpc_method_handler(called, **_coders(handler))
+    return grpc.unary_unary_rpc_method_handler(called, **_coders(handler))
+
+
+def _coders(handler: Handler) -> Any:
+    return {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
 
 
 def _unary(inner: Any, method: str) -> Callable[[Any, Context], Awaitable[Any]]:

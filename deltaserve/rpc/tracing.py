@@ -9,6 +9,7 @@ import grpc
 from opentelemetry.trace import SpanKind
 
 from deltaserve import telemetry
+from deltaserve.rpc.interceptors import answering_once
 
 if TYPE_CHECKING:  # grpc's classes are generic in its stubs only
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -35,15 +36,7 @@ class TraceInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc,type-ar
         if handler is None or handler.response_streaming or not method.startswith(_OURS):
             return handler
         parent = dict(handler_call_details.invocation_metadata or ()).get(TRACEPARENT)
-        coders: Any = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
-        if handler.request_streaming:
-            streamed: Any = _traced(handler.stream_unary, method, parent)
-            return grpc.stream_unary_rpc_method_handler(streamed, **coders)
-        called: Any = _traced(handler.unary_unary, method, parent)
-        return grpc.unary_unary_rpc_method_handler(called, **coders)
+        return answering_once(handler, lambda inner: _traced(inner, method, parent))
 
 
 def _traced(inner: Any, method: str, parent: Any) -> Callable[[Any, Context], Awaitable[Any]]:
